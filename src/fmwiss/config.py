@@ -1,0 +1,458 @@
+"""The experiment file as typed models.
+
+One YAML file describes one experiment. A file may name another as its ``base`` (a path relative to itself); its own
+keys then override the base's, mapping by mapping. On the command line ``--set path.to.key=value`` overrides again.
+Unknown keys and values out of range raise :class:`~fmwiss.errors.UserError` with the key's path and the nearest right
+key. The fields' descriptions are the reference documentation.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from fmwiss.errors import UserError
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ProtocolConfig(_Section):
+    """Which classes are learnt when, and which images a step may see."""
+
+    steps: str | list[list[str]] = Field(
+        "15-5", description="a named split of VOC (15-5, 10-10) or the class names of every step, step 0 first"
+    )
+    setting: Literal["disjoint", "overlap"] = Field("overlap", description="paper, section 4.1")
+
+
+class DataConfig(_Section):
+    """What goes in, and how a photograph becomes a training sample."""
+
+    source: Literal["voc"] = Field("voc", description="layout of the folder given by --data")
+    train_split: str = Field("train_aug", description="file in ImageSets/Segmentation that lists the training ids")
+    val_split: str = Field("val", description="file in ImageSets/Segmentation that lists the validation ids")
+    tags: str = Field(
+        "masks",
+        description="where image-level tags come from: 'masks' (the classes in SegmentationClassAug, read once into an "
+        "index), 'xml' (the objects in VOC's Annotations) or the path of a CSV table 'file,tags' (tags split by ';')",
+    )
+    crop_size: PositiveInt = Field(512, description="side of a training crop in pixels")
+    resize: PositiveInt | None = Field(
+        None, description="working size: every photograph is first scaled so that its shorter side has this many "
+        "pixels, in training and in evaluation; null keeps the photograph's own size"
+    )
+    scale: tuple[float, float] = Field((0.5, 2.0), description="range of the random scale, applied on top of resize")
+    flip: Probability = Field(0.5, description="probability of a horizontal flip")
+    fraction: float = Field(1.0, gt=0.0, le=1.0, description="share of the step's photographs used (Table 10)")
+    workers: int = Field(2, ge=0, description="loader processes; 0 loads in the main process")
+
+    @field_validator("scale")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1]:
+            raise ValueError("must be two positive numbers, the smaller first")
+        return value
+
+
+class SegmenterConfig(_Section):
+    """timm encoder + DeepLabV3 decoder + incremental classifier."""
+
+    encoder: str = Field("resnet101", description="timm model name")
+    pretrained: bool = Field(True, description="start the encoder from ImageNet weights (--weights folder, else hub)")
+    output_stride: Literal[8, 16] = Field(16, description="input pixels per feature pixel")
+    decoder_channels: PositiveInt = Field(256, description="channels of the decoder's output")
+    atrous_rates: tuple[PositiveInt, PositiveInt, PositiveInt] = Field((6, 12, 18), description="dilations of the ASPP")
+    dropout: Probability = Field(0.5, description="dropout after the ASPP's projection")
+    classifier_init: Literal["background", "plain"] = Field(
+        "background", description="how a new class's classifier starts: from the background's weights as in MiB, "
+        "or from the layer's own random initialisation"
+    )
+
+
+class OptimizationConfig(_Section):
+    """SGD with the poly schedule for one kind of step."""
+
+    epochs: PositiveInt = Field(40, description="epochs over the step's photographs")
+    batch_size: PositiveInt = Field(24, description="photographs per iteration, over all processes")
+    learning_rate: float = Field(1e-3, gt=0, description="rate of the encoder at the first iteration")
+    head_rate: float = Field(10.0, gt=0, description="rate of decoder, classifiers and teacher, as a multiple")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(1e-4, ge=0)
+    poly_power: float = Field(0.9, ge=0, description="rate x (1 - iteration / iterations) ** poly_power")
+    freeze_batch_norm: bool = Field(
+        False, description="keep the encoder's and decoder's batch norm statistics as the step found them"
+    )
+
+
+class BaseOptimizationConfig(OptimizationConfig):
+    """The same for step 0, whose defaults are WILSON's."""
+
+    epochs: PositiveInt = Field(30, description="epochs over the step's photographs")
+    learning_rate: float = Field(1e-2, gt=0, description="rate of the encoder at the first iteration")
+
+
+class TrainingConfig(_Section):
+    """Both kinds of step, and what the loop does beside learning."""
+
+    step0: BaseOptimizationConfig = BaseOptimizationConfig()
+    steps: OptimizationConfig = OptimizationConfig()
+    seed: int = Field(0, ge=0)
+    gradient_clip: float | None = Field(None, gt=0, description="largest norm of the gradient; null does not clip")
+    validate_every: int = Field(0, ge=0, description="epochs between validations on val_split; 0: only after the last")
+    checkpoint_every: PositiveInt = Field(200, description="iterations between checkpoints (and at every epoch's end)")
+
+
+class VisionLanguageConfig(_Section):
+    """The model that scores pixels for class names (eq. 1-3)."""
+
+    name: Literal["clip", "imagenet-names"] = "clip"
+    model: str = Field(
+        "ViT-B-16-quickgelu", description="open_clip model for 'clip', timm classifier of 1000 ImageNet classes for "
+        "'imagenet-names'"
+    )
+    tag: str | None = Field("openai", description="open_clip's pretrained tag, or null for random weights (tests)")
+    input_size: PositiveInt = Field(448, description="longer side of the photograph that the model sees, in pixels")
+    rows: dict[str, list[str]] = Field(
+        default_factory=dict, description="class name -> synonyms (clip) or WordNet synset ids (imagenet-names) that "
+        "stand for it, in place of what is found by default"
+    )
+    background: list[str] = Field(
+        default_factory=list, description="clip: names of things that compete with the classes as background"
+    )
+    prompt_denoising: bool = Field(False, description="clip: drop classes that are nowhere the best (MaskCLIP)")
+    key_smoothing: bool = Field(False, description="clip: smooth scores with the last block's keys (MaskCLIP)")
+
+
+class SelfSupervisedConfig(_Section):
+    """The model whose attention completes objects (eq. 4)."""
+
+    model: str = Field("vit_large_patch16_224", description="timm ViT; DINO, iBOT and DINOv2/v3 weights fit")
+    checkpoint: Path | None = Field(
+        None, description="original DINO or iBOT checkpoint, or safetensors; null: by timm name from --weights or hub"
+    )
+    pretrained: bool = Field(True, description="false: random weights (a control, and tests)")
+    input_size: PositiveInt = Field(448, description="longer side of the photograph that the model sees, in pixels")
+
+
+class CosegmentationConfig(_Section):
+    """Equations 1-5."""
+
+    source: Literal["foundation", "true-masks"] = Field(
+        "foundation", description="'true-masks' puts the truth in place of M_refine: a diagnostic upper bound that "
+        "opens masks; its results are marked"
+    )
+    vision_language: VisionLanguageConfig = VisionLanguageConfig()
+    self_supervised: SelfSupervisedConfig = SelfSupervisedConfig()
+    init_threshold: Probability = Field(0.5, description="min-max scaled scores above this are foreground")
+    n_seeds: PositiveInt = Field(9, description="N, random seed points per class and photograph")
+    k: float = Field(70.0, gt=0, lt=100, description="K, per cent: locations above the K-th percentile are kept")
+    binarize: Literal["percentile", "mass"] = Field(
+        "percentile", description="'mass' keeps the locations that hold the largest (100 - K) % of the attention"
+    )
+    fusion: Literal["none", "intersection", "union"] = Field("union", description="eq. 5; none keeps M_init alone")
+    batch_size: PositiveInt = Field(8, description="photographs per forward pass of the frozen models")
+
+
+class CopyPasteConfig(_Section):
+    """Memory bank and copy-paste augmentation (section 3.4)."""
+
+    bank_size: int = Field(50, ge=0, description="B, instances kept per old class; 0: no memory, no copy-paste")
+    probability: Probability = Field(0.5, description="probability that an instance is pasted into a photograph")
+    min_area: Probability = Field(0.01, description="smallest share of its photograph that an instance may cover")
+    learnt_classes: bool = Field(
+        False, description="classes learnt from tags enter the bank too, with the model's own masks"
+    )
+
+
+class FMWISSConfig(_Section):
+    """Equations 6-12, and the readings where they are silent (see docs/methods/fmwiss.md)."""
+
+    name: Literal["fmwiss"] = "fmwiss"
+    lambda_dcl: float = Field(0.1, ge=0, description="lambda, weight of the dense contrastive loss (eq. 12)")
+    tau: float = Field(0.1, gt=0, description="temperature of the dense contrastive loss (eq. 7)")
+    points_per_class: PositiveInt = Field(10, description="pixels drawn per class and mini-batch for eq. 7")
+    alpha: Probability = Field(0.5, description="hard against soft teacher output (eq. 10)")
+    beta: Probability = Field(0.9, description="old model against teacher for the old classes (eq. 10)")
+    warmup_epochs: int = Field(5, ge=0, description="epochs before the others in which only the teacher learns")
+    hard_classes: Literal["all", "tagged"] = Field(
+        "all", description="classes over which |.|_hard takes its maximum: all of Y_t, or old and tagged new ones"
+    )
+    teacher_background: Literal["old-model", "complement"] = Field(
+        "old-model", description="background's target in eq. 8 where M_refine holds a tagged class: the old model's "
+        "(as printed) or 1 - M_refine"
+    )
+    student_background: Literal["printed", "minimum", "lowered"] = Field(
+        "printed", description="background's target in eq. 10: the weighted mean as printed, the minimum of old model "
+        "and teacher (as in WILSON), or the mean capped at one minus the largest new-class target"
+    )
+    untagged_absent: bool = Field(True, description="new classes without a tag count as absent from the photograph")
+    encoder_gradient: bool = Field(False, description="gradients of the teacher's losses reach the encoder")
+    pasted_others: Literal["zero", "old-model"] = Field(
+        "zero", description="eq. 9's target of the other classes under a pasted instance: 0, or the old model's output"
+    )
+    pasted_student: Literal["override", "printed"] = Field(
+        "override", description="eq. 10's target under a pasted instance: the instance's class, or as printed"
+    )
+    loss_stride: PositiveInt = Field(
+        1, description="pixel losses are taken at 1 / loss_stride of the crop's resolution"
+    )
+
+
+class EvaluationConfig(_Section):
+    """How predictions meet the truth."""
+
+    image: Literal["whole", "center-crop"] = Field(
+        "whole", description="whole photographs, or the peers' centre crop of photographs resized to crop_size"
+    )
+    crop_size: PositiveInt = Field(512, description="side of the centre crop in pixels")
+    batch_size: PositiveInt = 8
+
+
+class Config(_Section):
+    """One experiment."""
+
+    protocol: ProtocolConfig = ProtocolConfig()
+    data: DataConfig = DataConfig()
+    segmenter: SegmenterConfig = SegmenterConfig()
+    cosegmentation: CosegmentationConfig = CosegmentationConfig()
+    copy_paste: CopyPasteConfig = CopyPasteConfig()
+    method: FMWISSConfig = FMWISSConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+# Keys that change neither the weights nor what they mean: a run may go on with other values.
+_FREE_ON_RESUME = ("data.workers", "training.validate_every", "training.checkpoint_every", "evaluation")
+
+_Origins = dict[tuple[str, ...], str]
+
+
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
+    """Reads an experiment file, its ``base`` files and the command line's overrides.
+
+    Args:
+        path: the YAML file. Its key ``base`` may name another file, relative to itself, whose values it overrides.
+        overrides: ``path.to.key=value`` each; the value is parsed as YAML. Later ones win.
+
+    Raises:
+        UserError: a file cannot be read or is no YAML mapping, bases form a circle, a key is unknown (the message
+            gives its path and the nearest right key) or a value is out of its range (the message gives the range).
+    """
+    path = Path(path)
+    values, origins = _read_with_bases(path, ())
+    for override in overrides:
+        _apply_override(values, origins, override)
+    return _parse(values, origins, str(path))
+
+
+def dump_config(config: Config) -> str:
+    """The whole configuration as YAML, defaults included; :func:`load_config` reads it back unchanged."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def check_resumable(saved: Config, given: Config, run: Path) -> None:
+    """Raises UserError with the first key in which a run's configuration and the one given now differ.
+
+    Keys that only say how the work is done (loader processes, how often to validate and to save) and how it is
+    evaluated may differ.
+    """
+    before, now = dict(_leaves(saved.model_dump(mode="json"))), dict(_leaves(given.model_dump(mode="json")))
+    for key in [*before, *(key for key in now if key not in before)]:
+        if key.startswith(_FREE_ON_RESUME) or (key in before and key in now and before[key] == now[key]):
+            continue
+        raise UserError(
+            f"{run} was started with {key} = {_show(before.get(key))} but {_show(now.get(key))} is asked for now; "
+            "give the same value or another --out"
+        )
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a mapping with the same key twice, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if key is not None and key != "<<" and key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _read_with_bases(path: Path, readers: tuple[Path, ...]) -> tuple[dict[str, Any], _Origins]:
+    """The merged values of a file and its bases, and for every leaf the file it comes from."""
+    resolved = path.resolve()
+    if resolved in readers:
+        circle = " -> ".join(p.name for p in (*readers[readers.index(resolved) :], resolved))
+        raise UserError(f"{path}: the files' base keys form a circle ({circle}); one of them must have no base")
+    values = _read_mapping(path)
+    base = values.pop("base", None)
+    merged: dict[str, Any] = {}
+    origins: _Origins = {}
+    if base is not None:
+        if not isinstance(base, str):
+            raise UserError(f"{path}: base is {_show(base)} but must be the path of one YAML file")
+        base_path = path.parent / base
+        if not base_path.is_file():
+            raise UserError(f"{path}: its base {base_path} does not exist; base is a path relative to the file itself")
+        merged, origins = _read_with_bases(base_path, (*readers, resolved))
+    _merge(merged, values, origins, str(path), ())
+    return merged, origins
+
+
+def _read_mapping(path: Path) -> dict[Any, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"there is no experiment file {path}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UserError(f"the experiment file {path} cannot be read: {reason}") from error
+    values = _parse_yaml(text, str(path))
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds {_show(values)} but must be a YAML mapping of sections such as training:")
+    return values
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f" in line {mark.line + 1}" if mark is not None else ""
+        raise UserError(f"{where} is not valid YAML{line}: {error.problem or error.context}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not valid YAML: {str(error).splitlines()[0]}") from error
+
+
+def _merge(
+    into: dict[str, Any], values: dict[Any, Any], origins: _Origins, origin: str, prefix: tuple[str, ...]
+) -> None:
+    for key, value in values.items():
+        name = str(key)
+        path = (*prefix, name)
+        if not (isinstance(value, dict) and isinstance(into.get(name), dict)):
+            into[name] = {} if isinstance(value, dict) else value
+            origins[path] = origin
+        if isinstance(value, dict):
+            _merge(into[name], value, origins, origin, path)
+
+
+def _apply_override(values: dict[str, Any], origins: _Origins, override: str) -> None:
+    dotted, separator, text = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not separator or not all(keys):
+        raise UserError(f"--set {override}: must be path.to.key=value, as in --set training.steps.epochs=10")
+    value = _parse_yaml(text, f"--set {override}: the value")
+    nested: Any = value
+    for key in reversed(keys):
+        nested = {key: nested}
+    _merge(values, nested, origins, f"--set {override}", ())
+
+
+def _parse(values: dict[str, Any], origins: _Origins, where: str) -> Config:
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+    # An unknown key is the likelier mistake: where both are present it is told first.
+    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    keys = _key_path(first["loc"])
+    origin = next((origins[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in origins), where)
+    dotted = ".".join(keys)
+    if first["type"] == "extra_forbidden":
+        raise UserError(f"{origin}: unknown key {dotted}; the nearest right key is {nearest_key(dotted)}")
+    wanted = " or ".join(dict.fromkeys(_wanted(p) for p in problems if _key_path(p["loc"]) == keys))
+    value: Any = values
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    raise UserError(f"{origin}: {dotted} is {_show(value)} but must be {wanted}")
+
+
+def nearest_key(dotted: str) -> str:
+    """The existing key path that is most like an unknown one: a sibling, else one of that name anywhere."""
+    section, _, name = dotted.rpartition(".")
+    by_path = list(_schema_keys(Config, ()))
+    siblings = {path.rpartition(".")[2]: path for path in by_path if path.rpartition(".")[0] == section}
+    close = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
+    if close:
+        return siblings[close[0]]
+    names = [path.rpartition(".")[2] for path in by_path]
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        same_name = [path for path, other in zip(by_path, names, strict=True) if other == close[0]]
+        return max(same_name, key=lambda path: difflib.SequenceMatcher(None, dotted, path).ratio())
+    return max(by_path, key=lambda path: difflib.SequenceMatcher(None, dotted, path).ratio())
+
+
+def _schema_keys(model: type[BaseModel], prefix: tuple[str, ...]) -> Iterator[str]:
+    """Every key path of the configuration, sections included."""
+    for name, field in model.model_fields.items():
+        path = (*prefix, name)
+        yield ".".join(path)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _schema_keys(field.annotation, path)
+
+
+def _key_path(location: tuple[int | str, ...]) -> tuple[str, ...]:
+    """Pydantic's error location up to the option itself, without union members and positions in lists."""
+    keys: list[str] = []
+    model: Any = Config
+    for part in location:
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            break
+        keys.append(str(part))
+        field = model.model_fields.get(str(part))
+        model = field.annotation if field is not None else None
+    return tuple(keys)
+
+
+# Pydantic's types of problems in the words of someone who writes YAML.
+_WANTED = {
+    "bool": "true or false",
+    "dict": "a mapping",
+    "float": "a number",
+    "int": "an integer",
+    "list": "a list",
+    "missing": "a longer list",
+    "model": "a mapping",
+    "path": "a path",
+    "string": "a string",
+    "tuple": "a list",
+}
+
+
+def _wanted(problem: Mapping[str, Any]) -> str:
+    """What the value has to be, to follow "must be"."""
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind in ("too_short", "too_long"):
+        bound = f"least {context['min_length']}" if kind == "too_short" else f"most {context['max_length']}"
+        return f"a list of at {bound}"
+    if kind in _WANTED or kind.endswith(("_type", "_parsing", "_from_float")):
+        return _WANTED.get(kind.partition("_")[0], "of another type")
+    return problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("must be ")
+
+
+def _show(value: Any) -> str:
+    text = "null" if value is None else str(value)
+    return repr(text) if not text.strip() else text if len(text) <= 60 else text[:57] + "..."
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,181 @@
+"""Experiment files: bases, overrides, and what is said about mistakes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fmwiss.config import Config, check_resumable, dump_config, load_config, nearest_key
+from fmwiss.errors import UserError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+EXPERIMENTS = sorted(CONFIGS.glob("*/*/*.yaml"))
+
+
+def write(folder: Path, text: str, name: str = "experiment.yaml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, "")) == Config()
+
+
+def test_a_base_is_overridden_mapping_by_mapping(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    write(tmp_path, "training: {seed: 1, steps: {epochs: 7, batch_size: 3}}\ndata: {flip: 0}", "root.yaml")
+    write(tmp_path, "base: ../root.yaml\ntraining: {steps: {epochs: 8}}", "inner/middle.yaml")
+    path = write(tmp_path, "base: middle.yaml\ntraining: {steps: {batch_size: 5}}", "inner/leaf.yaml")
+    config = load_config(path)
+    assert (config.training.seed, config.training.steps.epochs, config.training.steps.batch_size) == (1, 8, 5)
+    assert config.data.flip == 0
+
+
+def test_overrides_win_in_order_and_are_yaml(tmp_path: Path) -> None:
+    path = write(tmp_path, "training: {seed: 1}")
+    overrides = [
+        "training.seed=2",
+        "training.seed=3",
+        "protocol.steps=[[cat, dog], [potted plant]]",
+        "data.resize=null",
+        "training.steps.learning_rate=1e-4",
+        "cosegmentation.vision_language.rows={sofa: [n04256520]}",
+    ]
+    config = load_config(path, overrides)
+    assert config.training.seed == 3
+    assert config.protocol.steps == [["cat", "dog"], ["potted plant"]]
+    assert config.data.resize is None
+    assert config.training.steps.learning_rate == 1e-4
+    assert config.cosegmentation.vision_language.rows == {"sofa": ["n04256520"]}
+
+
+def test_the_first_step_keeps_its_own_defaults_when_one_key_is_given(tmp_path: Path) -> None:
+    step0 = load_config(write(tmp_path, "training: {step0: {batch_size: 2}}")).training.step0
+    assert (step0.epochs, step0.learning_rate, step0.batch_size) == (30, 1e-2, 2)
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_shipped_experiments_load_and_survive_being_written(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    assert load_config(write(tmp_path, dump_config(config))) == config
+    split, _, setting = path.parent.name.rpartition("-")
+    assert (config.protocol.steps, config.protocol.setting) == (split, setting)
+
+
+def test_the_full_size_experiment_has_the_papers_settings() -> None:
+    config = load_config(CONFIGS / "voc/15-5-overlap/fmwiss.yaml")
+    steps, method, masks = config.training.steps, config.method, config.cosegmentation
+    assert (config.segmenter.encoder, config.segmenter.output_stride) == ("resnet101", 16)
+    assert (steps.batch_size, steps.epochs, steps.learning_rate) == (24, 40, 1e-3)
+    assert (steps.momentum, steps.weight_decay, steps.head_rate, steps.poly_power) == (0.9, 1e-4, 10, 0.9)
+    assert (config.training.step0.epochs, config.training.step0.learning_rate) == (30, 1e-2)
+    assert (method.lambda_dcl, method.alpha, method.beta, method.warmup_epochs) == (0.1, 0.5, 0.9, 5)
+    assert (masks.n_seeds, masks.k, masks.fusion, config.copy_paste.bank_size) == (9, 70, "union", 50)
+    assert masks.vision_language.model == "ViT-B-16-quickgelu"
+    assert masks.self_supervised.model == "vit_large_patch16_224"
+    assert (config.data.crop_size, config.data.scale, config.evaluation.image) == (512, (0.5, 2.0), "center-crop")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("trainig.seed=1", "unknown key trainig; the nearest right key is training"),
+        ("training.step0.epoch=1", "unknown key training.step0.epoch; the nearest right key is training.step0.epochs"),
+        ("method.fusion=none", "unknown key method.fusion; the nearest right key is cosegmentation.fusion"),
+        ("alpha=.5", "unknown key alpha; the nearest right key is method.alpha"),
+        ("training.steps.epochs=0", "training.steps.epochs is 0 but must be greater than 0"),
+        ("method.alpha=1.5", "method.alpha is 1.5 but must be less than or equal to 1"),
+        ("method.alpha=.nan", "method.alpha is nan but must be"),
+        ("method.beta=high", "method.beta is high but must be a number"),
+        ("data.workers=1.5", "data.workers is 1.5 but must be an integer"),
+        ("data.scale=[2, 1]", "data.scale is [2, 1] but must be two positive numbers, the smaller first"),
+        ("data.scale=[2]", "data.scale is [2] but must be a longer list"),
+        ("segmenter.atrous_rates=[]", "segmenter.atrous_rates is [] but must be a list of at least 1"),
+        ("segmenter.pretrained=perhaps", "segmenter.pretrained is perhaps but must be true or false"),
+        ("protocol.setting=overlp", "protocol.setting is overlp but must be 'disjoint' or 'overlap'"),
+        ("protocol.steps=7", "protocol.steps is 7 but must be a string or a list"),
+        ("training=3", "training is 3 but must be a mapping"),
+        ("training.seed.deeper=3", "training.seed is {'deeper': 3} but must be an integer"),
+        ("data.crop_size={", "the value is not valid YAML in line 1"),
+        ("training.step0={epochs: 2, epochs: 3}", "key epochs stands twice"),
+        ("training.seed", "must be path.to.key=value"),
+        ("=3", "must be path.to.key=value"),
+        ("training..seed=3", "must be path.to.key=value"),
+    ],
+)
+def test_mistakes_are_told_with_path_and_remedy(override: str, expected: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(write(tmp_path, ""), [override])
+    assert expected in str(caught.value)
+    assert str(caught.value).startswith(f"--set {override}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("- a list", "must be a YAML mapping"),
+        ("training: [", "is not valid YAML in line"),
+        ("training: {seed: 1}\ntraining: {seed: 2}", "is not valid YAML in line 2: key training stands twice"),
+        ("training: {sed: 1}", "unknown key training.sed; the nearest right key is training.seed"),
+        ("base: nowhere.yaml", "nowhere.yaml does not exist"),
+        ("base: [a, b]", "must be the path of one YAML file"),
+        ("base: experiment.yaml", "form a circle"),
+        ("7: 8", "unknown key 7"),
+        ("a: !!python/object/apply:os.system ['true']", "is not valid YAML"),
+    ],
+)
+def test_mistakes_in_files_name_the_file(text: str, expected: str, tmp_path: Path) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(UserError) as caught:
+        load_config(path)
+    assert expected in str(caught.value)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mistake_in_a_base_names_the_base(tmp_path: Path) -> None:
+    base = write(tmp_path, "method: {alpha: 2}", "base.yaml")
+    path = write(tmp_path, "base: base.yaml\nmethod: {beta: 0.5}")
+    with pytest.raises(UserError, match="alpha is 2") as caught:
+        load_config(path)
+    assert str(caught.value).startswith(str(base))
+
+
+def test_a_circle_over_two_files_is_found(tmp_path: Path) -> None:
+    path = write(tmp_path, "base: other.yaml")
+    write(tmp_path, "base: experiment.yaml", "other.yaml")
+    with pytest.raises(UserError, match=r"experiment.yaml -> other.yaml -> experiment.yaml"):
+        load_config(path)
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00", "folder"])
+def test_unreadable_files(content: bytes | str | None, tmp_path: Path) -> None:
+    path = tmp_path / "experiment.yaml"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content == "folder":
+        path.mkdir()
+    with pytest.raises(UserError, match=r"experiment.yaml"):
+        load_config(path)
+
+
+def test_every_key_is_its_own_nearest_key() -> None:
+    for key in ("data", "training.steps.epochs", "training.step0.epochs", "cosegmentation.self_supervised.model"):
+        assert nearest_key(key) == key
+
+
+def test_a_run_goes_on_only_with_the_same_settings(tmp_path: Path) -> None:
+    saved = Config()
+    check_resumable(saved, Config(), tmp_path)
+    free = ["data.workers=7", "training.checkpoint_every=9", "evaluation.batch_size=1"]
+    same = load_config(write(tmp_path, ""), free)
+    check_resumable(saved, same, tmp_path)
+    other = load_config(write(tmp_path, ""), ["method.beta=0.7", "training.seed=4"])
+    with pytest.raises(UserError, match=r"method.beta = 0.9 but 0.7"):
+        check_resumable(saved, other, tmp_path)
+    rows = load_config(write(tmp_path, ""), ["cosegmentation.vision_language.rows={cat: [kitten]}"])
+    with pytest.raises(UserError, match=r"rows"):
+        check_resumable(saved, rows, tmp_path)

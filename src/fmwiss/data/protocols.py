@@ -1,0 +1,113 @@
+"""Class-split protocols: which classes a step learns, and which photographs and labels it may see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fmwiss.config import ProtocolConfig
+from fmwiss.data.voc import VOC_CLASSES, VOID, canonical_class_name
+from fmwiss.errors import UserError
+
+NAMED_SPLITS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "15-5": (VOC_CLASSES[:15], VOC_CLASSES[15:]),
+    "10-10": (VOC_CLASSES[:10], VOC_CLASSES[10:]),
+}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The order in which classes are learnt (paper, section 4.1).
+
+    Attributes:
+        steps: class names of every step, step 0 (learnt from masks) first. The label of a class in a model is its
+            place in this order, from 1; 0 is background.
+        setting: ``disjoint``: a step's photographs show no class of a later step; ``overlap``: they may, and in
+            step 0 those pixels are background.
+
+    Raises:
+        UserError: no step, a step without classes, or a class named twice.
+    """
+
+    steps: tuple[tuple[str, ...], ...]
+    setting: Literal["disjoint", "overlap"] = "overlap"
+
+    def __post_init__(self) -> None:
+        if not self.steps:
+            raise UserError("protocol.steps is empty; it needs at least one step with one class")
+        names: set[str] = set()
+        for t, step in enumerate(self.steps):
+            if not step:
+                raise UserError(f"step {t} of protocol.steps has no class; every step needs at least one")
+            for name in step:
+                if name in names:
+                    raise UserError(f"'{name}' is named twice in protocol.steps; a class is learnt once")
+                names.add(name)
+
+    @classmethod
+    def from_config(cls, config: ProtocolConfig, known: Sequence[str] = VOC_CLASSES) -> Protocol:
+        """The protocol that the experiment file names or lists.
+
+        Raises:
+            UserError: an unknown split, an unknown class, or what the class itself refuses.
+        """
+        if isinstance(config.steps, str):
+            if config.steps not in NAMED_SPLITS:
+                splits = ", ".join(NAMED_SPLITS)
+                raise UserError(
+                    f"protocol.steps '{config.steps}' is no named split; give one of {splits} or lists of class names"
+                )
+            return cls(NAMED_SPLITS[config.steps], config.setting)
+        try:
+            steps = tuple(tuple(canonical_class_name(name, known) for name in step) for step in config.steps)
+        except UserError as error:
+            raise UserError(f"{error} (in protocol.steps)") from error
+        return cls(steps, config.setting)
+
+    def new(self, t: int) -> tuple[str, ...]:
+        """Classes that step ``t`` learns."""
+        if not 0 <= t < len(self.steps):
+            raise UserError(f"there is no step {t}; the protocol has the steps 0 to {len(self.steps) - 1}")
+        return self.steps[t]
+
+    def seen(self, t: int) -> tuple[str, ...]:
+        """Classes learnt up to and including step ``t``, in the order of the model's labels 1, 2, ..."""
+        return (*self.old(t), *self.new(t))
+
+    def old(self, t: int) -> tuple[str, ...]:
+        """Classes learnt before step ``t``."""
+        return tuple(name for step in self.steps[:t] for name in step)
+
+    def select(self, t: int, tags: Mapping[str, Set[str]], ids: Iterable[str]) -> list[str]:
+        """The photographs of step ``t``: those with a class of it and, if disjoint, none of a later step.
+
+        Reproduces the published lists of 15-5 and 10-10 (MiB, WILSON) id by id.
+
+        Args:
+            t: step.
+            tags: class names in each photograph.
+            ids: candidates; their order is kept.
+        """
+        new = frozenset(self.new(t))
+        later = {name for step in self.steps[t + 1 :] for name in step} if self.setting == "disjoint" else set()
+        return [image_id for image_id in ids if new & tags[image_id] and not later & tags[image_id]]
+
+    def label_table(self, t: int, class_names: Sequence[str], unseen: Literal[0, 255] = 0) -> Tensor:
+        """Table from a data set's labels to the model's after step ``t``, uint8 ``(256,)``; use as ``table[mask]``.
+
+        Args:
+            t: step.
+            class_names: the data set's names of its labels 1, 2, ...
+            unseen: what becomes of classes that are not seen yet: background, as in the literature, or void.
+        """
+        table = torch.full((256,), unseen, dtype=torch.uint8)
+        table[0], table[VOID] = 0, VOID
+        for label, name in enumerate(self.seen(t), start=1):
+            if name not in class_names:
+                raise UserError(f"the data set has no class '{name}', which step {t} of the protocol needs")
+            table[class_names.index(name) + 1] = label
+        return table

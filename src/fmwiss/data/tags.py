@@ -1,0 +1,118 @@
+"""Image-level tags: which classes a photograph shows, without where."""
+
+from __future__ import annotations
+
+import csv
+import json
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from fmwiss.data.voc import VOCSource, canonical_class_name
+from fmwiss.errors import UserError
+from fmwiss.files import write_atomically
+
+
+class TagIndex(Mapping[str, frozenset[str]]):
+    """Class names by image id; a photograph without any class has an empty set."""
+
+    def __init__(self, tags: Mapping[str, Iterable[str]]) -> None:
+        self._tags = {image_id: frozenset(names) for image_id, names in tags.items()}
+
+    def __getitem__(self, image_id: str) -> frozenset[str]:
+        return self._tags[image_id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tags)
+
+    def __len__(self) -> int:
+        return len(self._tags)
+
+    @classmethod
+    def load_or_build(cls, source: VOCSource, ids: Iterable[str], origin: str, cache: Path) -> TagIndex:
+        """Tags of the photographs ``ids``, from ``cache`` as far as they are in it, else from their origin.
+
+        With ``masks`` and ``xml`` each photograph's file is opened once, ever: its tags are kept in ``cache``, a small
+        JSON file, and when that has all of ``ids`` no mask is opened, not even looked for. A table is small itself, so
+        it is read anew and nothing is kept.
+
+        Args:
+            source: where masks or XML files lie, and which class names there are.
+            ids: image ids.
+            origin: ``masks`` (the classes in the mask), ``xml`` (the objects in ``Annotations``, difficult ones too)
+                or the path of a CSV table with the columns ``file`` and ``tags`` (class names split by ``;``).
+            cache: the JSON file, made when missing; ids that it lacks are added. Remove it to index anew.
+
+        Raises:
+            UserError: an annotation is missing or unreadable, names an unknown class, or the cache is not an index.
+        """
+        ids = list(ids)
+        if origin not in ("masks", "xml"):
+            table = _read_table(source, Path(origin))
+            missing = next((image_id for image_id in ids if image_id not in table), None)
+            if missing is not None:
+                raise UserError(f"the table {origin} has no row for the photograph {missing}; each needs one")
+            return cls({image_id: table[image_id] for image_id in ids})
+        known = _load(cache, origin)
+        new = [image_id for image_id in ids if image_id not in known]
+        if new:
+            read = _tags_from_mask if origin == "masks" else _tags_from_xml
+            known.update({image_id: read(source, image_id) for image_id in new})
+            _save(cache, origin, known)
+        return cls({image_id: known[image_id] for image_id in ids})
+
+
+def _tags_from_mask(source: VOCSource, image_id: str) -> list[str]:
+    areas = source.read_mask(image_id).flatten().bincount(minlength=256).tolist()
+    return [name for label, name in enumerate(source.class_names, start=1) if areas[label]]
+
+
+def _tags_from_xml(source: VOCSource, image_id: str) -> list[str]:
+    path = source.xml_path(image_id)
+    if not path.is_file():
+        raise UserError(f"the annotation {path} is missing; tags of {image_id} were to be read from it")
+    try:
+        objects = ElementTree.parse(path).getroot().findall("object")
+    except ElementTree.ParseError as error:
+        raise UserError(f"the annotation {path} is not well-formed XML ({error})") from error
+    # Only an object's own name: its parts (head, hand, foot) have names too.
+    return _canonical((found.findtext("name", "").strip() for found in objects), source, path)
+
+
+def _read_table(source: VOCSource, path: Path) -> dict[str, list[str]]:
+    if not path.is_file():
+        raise UserError(f"the table of tags {path} does not exist; data.tags is 'masks', 'xml' or a CSV file's path")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        if not {"file", "tags"} <= set(rows.fieldnames or ()):
+            raise UserError(f"the table of tags {path} must have the columns 'file' and 'tags' in its first line")
+        table = {}
+        for row in rows:
+            names = (name.strip() for name in (row["tags"] or "").split(";"))
+            table[Path(row["file"]).stem] = _canonical(filter(None, names), source, path)
+    return table
+
+
+def _canonical(names: Iterable[str], source: VOCSource, path: Path) -> list[str]:
+    try:
+        found = {canonical_class_name(name, source.class_names) for name in names}
+    except UserError as error:
+        raise UserError(f"{error} (in {path})") from error
+    return [name for name in source.class_names if name in found]
+
+
+def _load(cache: Path, origin: str) -> dict[str, list[str]]:
+    if not cache.is_file():
+        return {}
+    try:
+        index = json.loads(cache.read_text(encoding="utf-8"))
+        tags = {str(image_id): [str(name) for name in names] for image_id, names in index["tags"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"the index of tags {cache} cannot be read; remove it and it will be made anew") from error
+    # Tags of another origin answer another question: they are not mixed.
+    return tags if index.get("origin") == origin else {}
+
+
+def _save(cache: Path, origin: str, tags: Mapping[str, list[str]]) -> None:
+    text = json.dumps({"origin": origin, "tags": tags})
+    write_atomically(cache, lambda path: path.write_text(text, encoding="utf-8"))

@@ -1,0 +1,181 @@
+"""PASCAL VOC 2012 in its own folder layout, or any data set laid out and labelled like it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fmwiss.errors import UserError
+
+VOID = 255
+BROKEN = (OSError, SyntaxError, ValueError)  # what Pillow raises for broken files
+VOC_CLASSES: tuple[str, ...] = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "dining table",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "potted plant",
+    "sheep",
+    "sofa",
+    "train",
+    "tv monitor",
+)
+
+
+def canonical_class_name(name: str, known: Iterable[str]) -> str:
+    """The spelling in ``known`` of a class name that may be written joined, with ``_`` or ``-``, or in capitals.
+
+    Raises:
+        UserError: no known name is spelt so; the message gives the nearest one.
+    """
+    spellings = {_joined(candidate): candidate for candidate in known}
+    found = spellings.get(_joined(name))
+    if found is None:
+        nearest = difflib.get_close_matches(_joined(name), spellings, n=1, cutoff=0.0)
+        hint = f"; the nearest known name is '{spellings[nearest[0]]}'" if nearest else ""
+        raise UserError(f"unknown class '{name}'{hint}")
+    return found
+
+
+def _joined(name: str) -> str:
+    return "".join(character for character in name.lower() if character not in " _-")
+
+
+def voc_palette() -> list[int]:
+    """VOC's colours of the 256 labels, 768 numbers ``r0, g0, b0, r1, ...`` in [0, 255].
+
+    The bits of a label, lowest first, go in turn to the highest free bits of red, green and blue (VOC devkit,
+    ``VOClabelcolormap``).
+    """
+    return [
+        sum(((label >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(8))
+        for label in range(256)
+        for channel in range(3)
+    ]
+
+
+class VOCSource:
+    """Photographs, masks and splits of a folder in VOC's layout.
+
+    The folder holds ``JPEGImages/ID.jpg``, ``ImageSets/Segmentation/SPLIT.txt`` (one id a line) and, for what needs
+    them, ``SegmentationClassAug/ID.png`` or ``SegmentationClass/ID.png`` (0 background, 1-20 classes, 255 void) and
+    ``Annotations/ID.xml``. Nothing but the splits is read before it is asked for.
+
+    Args:
+        root: the folder that holds ``JPEGImages`` (for the original download, ``VOCdevkit/VOC2012``).
+
+    Raises:
+        UserError: the folder is missing or is laid out otherwise.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise UserError(f"the data folder {self.root} does not exist; give a folder in VOC's layout")
+        for name in ("JPEGImages", "ImageSets/Segmentation"):
+            if not (self.root / name).is_dir():
+                raise UserError(f"the data folder {self.root} has no {name}; give the folder that holds JPEGImages")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the labels 1, 2, ... of :meth:`read_mask`."""
+        return VOC_CLASSES
+
+    def ids(self, split: str) -> list[str]:
+        """Image ids of a split, in the file's order.
+
+        Raises:
+            UserError: there is no such split, or it lists nothing.
+        """
+        folder = self.root / "ImageSets/Segmentation"
+        path = folder / f"{split}.txt"
+        if not path.is_file():
+            there = ", ".join(sorted(file.stem for file in folder.glob("*.txt"))) or "none"
+            raise UserError(f"there is no split '{split}' in {folder}; the splits there are: {there}")
+        ids = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if not ids:
+            raise UserError(f"the split {path} is empty; it must list one image id a line")
+        return ids
+
+    def image_path(self, image_id: str) -> Path:
+        """Path of the photograph."""
+        return self.root / "JPEGImages" / f"{image_id}.jpg"
+
+    def mask_path(self, image_id: str) -> Path:
+        """Path of the mask: the one in ``SegmentationClassAug`` if there is one, else in ``SegmentationClass``."""
+        augmented = self.root / "SegmentationClassAug" / f"{image_id}.png"
+        plain = self.root / "SegmentationClass" / f"{image_id}.png"
+        return plain if plain.is_file() and not augmented.is_file() else augmented
+
+    def xml_path(self, image_id: str) -> Path:
+        """Path of the file with the objects' names and boxes."""
+        return self.root / "Annotations" / f"{image_id}.xml"
+
+    def read_image(self, image_id: str) -> Tensor:
+        """Photograph as uint8 RGB ``(3, H, W)``, as stored: an EXIF orientation is not applied, VOC's masks ignore it.
+
+        Raises:
+            UserError: the file is missing, truncated or no picture.
+        """
+        path = self.image_path(image_id)
+        if not path.is_file():
+            raise UserError(f"the photograph {path} is missing; its id is listed in a split")
+        try:
+            with Image.open(path) as picture:
+                pixels = np.array(picture.convert("RGB"))
+        except BROKEN as error:
+            raise UserError(f"the photograph {path} cannot be read, it is truncated or no picture") from error
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+    def read_mask(self, image_id: str) -> Tensor:
+        """Mask as uint8 ``(H, W)`` in VOC's ids: 0 background, 1-20 classes, 255 void.
+
+        Raises:
+            UserError: the file is missing or unreadable, is no single-channel picture, differs in size from its
+                photograph, or holds another label.
+        """
+        path = self.mask_path(image_id)
+        if not path.is_file():
+            raise UserError(f"the mask {path} is missing; it may also lie in SegmentationClass")
+        try:
+            with Image.open(path) as picture:
+                mode, labels = picture.mode, np.array(picture)
+        except BROKEN as error:
+            raise UserError(f"the mask {path} cannot be read, it is truncated or no picture") from error
+        if mode not in ("P", "L"):
+            raise UserError(f"the mask {path} is of mode {mode}; it must be an 8-bit palette or grey picture of labels")
+        height, width = self._image_size(image_id)
+        if labels.shape != (height, width):
+            size = f"{labels.shape[1]}x{labels.shape[0]}"
+            raise UserError(f"the mask {path} is {size} pixels, its photograph {width}x{height}; they must be equal")
+        # In uint8 arithmetic void + 1 is 0, so that one maximum, which is fast, finds every wrong label.
+        highest, last = int((labels + 1).max()) - 1, len(self.class_names)
+        if highest > last:
+            raise UserError(f"the mask {path} holds the label {highest}; labels are 0 to {last} and {VOID}")
+        return torch.from_numpy(labels)
+
+    def _image_size(self, image_id: str) -> tuple[int, int]:
+        """Height and width from the photograph's header, without decoding it."""
+        path = self.image_path(image_id)
+        try:
+            with Image.open(path) as picture:
+                return picture.height, picture.width
+        except BROKEN as error:
+            raise UserError(f"the photograph {path} cannot be read, it is missing or no picture") from error

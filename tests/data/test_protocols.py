@@ -1,0 +1,118 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from fmwiss.config import ProtocolConfig
+from fmwiss.data.protocols import Protocol
+from fmwiss.data.voc import VOC_CLASSES
+from fmwiss.errors import UserError
+
+TAGS = {
+    "old": {"aeroplane"},
+    "new": {"sheep"},
+    "both": {"sheep", "aeroplane"},
+    "later": {"sofa"},
+    "old and later": {"aeroplane", "sofa"},
+    "new and later": {"sheep", "sofa"},
+    "other": {"cow"},
+    "none": set(),
+}
+
+
+def three_steps(setting: str) -> Protocol:
+    config = ProtocolConfig.model_validate({"steps": [["aeroplane", "boat"], ["sheep"], ["Sofa"]], "setting": setting})
+    return Protocol.from_config(config)
+
+
+@pytest.mark.parametrize("split", ["15-5", "10-10"])
+@pytest.mark.parametrize("setting", ["disjoint", "overlap"])
+@pytest.mark.parametrize("step", [0, 1])
+def test_published_lists_id_by_id(shared_dir: Path, split: str, setting: str, step: int):
+    folder = shared_dir / "protocols/voc"
+    ids = (folder / "train_aug.txt").read_text().split()
+    labels = json.loads((folder / "image_labels.json").read_text())
+    tags = {image_id: {VOC_CLASSES[label - 1] for label in labels[image_id]} for image_id in ids}
+    protocol = Protocol.from_config(ProtocolConfig.model_validate({"steps": split, "setting": setting}))
+    published = (folder / f"{split}-{setting}-step{step}.txt").read_text().split()
+    assert protocol.select(step, tags, ids) == published
+
+
+def test_overlap_takes_every_photograph_with_a_class_of_the_step():
+    protocol = three_steps("overlap")
+    assert protocol.select(0, TAGS, TAGS) == ["old", "both", "old and later"]
+    assert protocol.select(1, TAGS, TAGS) == ["new", "both", "new and later"]
+    assert protocol.select(2, TAGS, TAGS) == ["later", "old and later", "new and later"]
+
+
+def test_disjoint_leaves_out_photographs_with_a_later_class():
+    protocol = three_steps("disjoint")
+    assert protocol.select(0, TAGS, TAGS) == ["old"]
+    assert protocol.select(1, TAGS, TAGS) == ["new", "both"]
+    assert protocol.select(2, TAGS, TAGS) == ["later", "old and later", "new and later"]
+
+
+def test_order_of_ids_is_kept():
+    assert three_steps("overlap").select(1, TAGS, ["new and later", "none", "both", "new"]) == [
+        "new and later",
+        "both",
+        "new",
+    ]
+
+
+def test_old_new_and_seen():
+    protocol = three_steps("overlap")
+    assert [protocol.old(t) for t in range(3)] == [(), ("aeroplane", "boat"), ("aeroplane", "boat", "sheep")]
+    assert [protocol.new(t) for t in range(3)] == [("aeroplane", "boat"), ("sheep",), ("sofa",)]
+    assert protocol.seen(2) == ("aeroplane", "boat", "sheep", "sofa")
+    for t in (-1, 3):
+        with pytest.raises(UserError, match=f"no step {t}; the protocol has the steps 0 to 2"):
+            protocol.new(t)
+
+
+def test_named_splits():
+    protocol = Protocol.from_config(ProtocolConfig(steps="15-5"))
+    assert protocol.new(1) == ("potted plant", "sheep", "sofa", "train", "tv monitor")
+    assert protocol.seen(1) == VOC_CLASSES
+    assert Protocol.from_config(ProtocolConfig(steps="10-10")).new(1)[0] == "dining table"
+
+
+def test_label_table_by_hand():
+    protocol = Protocol((("sheep", "aeroplane"), ("sofa",)))
+    # VOC's ids: aeroplane 1, sheep 17, sofa 18.
+    mask = torch.tensor([[0, 1, 17], [18, 15, 255]])
+    assert protocol.label_table(0, VOC_CLASSES)[mask].tolist() == [[0, 2, 1], [0, 0, 255]]
+    assert protocol.label_table(1, VOC_CLASSES)[mask].tolist() == [[0, 2, 1], [3, 0, 255]]
+    assert protocol.label_table(0, VOC_CLASSES, unseen=255)[mask].tolist() == [[0, 2, 1], [255, 255, 255]]
+    table = protocol.label_table(0, VOC_CLASSES)
+    assert table.dtype == torch.uint8 and table.shape == (256,)
+    assert protocol.label_table(1, ("sofa", "aeroplane", "sheep"))[:5].tolist() == [0, 3, 2, 1, 0]
+
+
+def test_label_table_of_15_5_keeps_vocs_ids():
+    protocol = Protocol.from_config(ProtocolConfig(steps="15-5"))
+    assert protocol.label_table(1, VOC_CLASSES)[:21].tolist() == list(range(21))
+    assert protocol.label_table(0, VOC_CLASSES)[:21].tolist() == [*range(16), 0, 0, 0, 0, 0]
+
+
+def test_a_data_set_without_the_class_is_refused():
+    with pytest.raises(UserError, match="no class 'sheep', which step 1"):
+        three_steps("overlap").label_table(1, ("aeroplane", "boat"))
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ("15-6", "'15-6' is no named split; give one of 15-5, 10-10"),
+        ([], "protocol.steps is empty"),
+        ([["cow"], []], "step 1 of protocol.steps has no class"),
+        ([["cow"], ["sheep", "cow"]], "'cow' is named twice"),
+        ([["tvmonitor"], ["tv monitor"]], "'tv monitor' is named twice"),
+        ([["cows"]], r"unknown class 'cows'; the nearest known name is 'cow' \(in protocol.steps\)"),
+        ([["background"]], "unknown class 'background'"),
+    ],
+)
+def test_wrong_protocols(steps: str | list[list[str]], message: str):
+    with pytest.raises(UserError, match=message):
+        Protocol.from_config(ProtocolConfig(steps=steps))

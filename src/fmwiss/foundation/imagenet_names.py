@@ -1,0 +1,106 @@
+"""``imagenet-names``: an ImageNet classifier in the place of a vision-language model.
+
+A stand-in for machines where no CLIP weights are to be had. A class's rows are the classifier's own weight vectors of
+the ImageNet classes that the name stands for (see :mod:`fmwiss.foundation.synsets`); the dense features are what those
+vectors meet: the classifier's features at every place, before they are pooled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fmwiss.errors import UserError
+from fmwiss.foundation.images import Normalize, fit
+from fmwiss.foundation.scores import class_scores
+from fmwiss.foundation.synsets import class_synsets, find_synsets, table_digest
+from fmwiss.foundation.weights import state_digest
+
+
+class ImageNetNames(nn.Module):
+    """A :class:`~fmwiss.foundation.VisionLanguageModel` over any convolutional timm classifier of ImageNet-1k.
+
+    Args:
+        classifier: timm model with 1,000 outputs whose ``forward_features`` gives a map.
+        name: its timm name.
+        overrides: class name -> synset ids in place of what is found by default.
+
+    Raises:
+        UserError: the model has another number of outputs, or no map of features.
+    """
+
+    classifier: Any
+
+    def __init__(self, classifier: nn.Module, name: str, overrides: Mapping[str, Sequence[str]] | None = None) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.name = name
+        self.overrides = {key: list(synsets) for key, synsets in (overrides or {}).items()}
+        self.normalize = Normalize(*(self.classifier.pretrained_cfg[key] for key in ("mean", "std")))
+        self.stride = _stride(self.classifier, name)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        return {
+            "name": "imagenet-names",
+            "model": self.name,
+            "weights": state_digest(self.classifier),
+            "rows": self.overrides,
+            "synsets": table_digest(),
+        }
+
+    @torch.inference_mode()
+    def dense_features(self, images: Tensor) -> Tensor:
+        """``(B, 3, H, W)`` in [0, 1] -> ``(B, D, H / stride, W / stride)``, L2-normalised over D."""
+        features = self.classifier.forward_features(self.normalize(fit(images, self.stride)))
+        return F.normalize(_head_features(self.classifier, features), dim=1)
+
+    @torch.inference_mode()
+    def text_embeddings(self, class_names: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """The classifier's weight rows ``(R, D)``, L2-normalised, and the index ``(R,)`` of the name of each.
+
+        Raises:
+            UserError: no ImageNet class stands for a name.
+        """
+        order = {synset: index for index, synset in enumerate(class_synsets())}
+        synsets = [find_synsets(name, self.overrides) for name in class_names]
+        weight = F.normalize(self.classifier.get_classifier().weight.flatten(1), dim=1)
+        rows = [order[synset] for found in synsets for synset in found]
+        owner = [index for index, found in enumerate(synsets) for _ in found]
+        return weight[rows], torch.tensor(owner, dtype=torch.long, device=weight.device)
+
+    @torch.inference_mode()
+    def scores(self, images: Tensor, class_names: Sequence[str]) -> Tensor:
+        """``(B, C, h, w)``: cosine with the best of a class's rows (eq. 3)."""
+        return class_scores(self.dense_features(images), *self.text_embeddings(class_names), len(class_names))
+
+
+def _head_features(classifier: Any, features: Tensor) -> Tensor:
+    """What the final layer would see at every place, ``(B, C, h, w)`` -> ``(B, D, h, w)``.
+
+    Some classifiers (MobileNetV3, ConvNeXt) have more layers between pooling and final layer. Every place is handed to
+    the head as an image of one pixel, on which pooling does nothing.
+    """
+    batch, channels, height, width = features.shape
+    pixels = features.permute(0, 2, 3, 1).reshape(-1, channels, 1, 1)
+    vectors = classifier.forward_head(pixels, pre_logits=True)
+    return vectors.view(batch, height, width, -1).permute(0, 3, 1, 2)
+
+
+def _stride(classifier: Any, name: str) -> int:
+    """Check with one image that the model serves, and find its stride."""
+    layer = classifier.get_classifier()
+    outputs = len(layer.weight) if isinstance(layer, (nn.Linear, nn.Conv2d)) else 0
+    if outputs != len(class_synsets()):
+        raise UserError(f"imagenet-names needs a classifier with 1,000 outputs, ImageNet's; {name} has {outputs}")
+    size = classifier.pretrained_cfg["input_size"][-1]
+    with torch.inference_mode():
+        features = classifier.eval().forward_features(torch.zeros(1, 3, size, size))
+    if features.ndim != 4 or features.shape[1] != classifier.num_features:
+        raise UserError(f"imagenet-names needs a convolutional classifier; {name} gives no map of features")
+    return size // features.shape[-1]

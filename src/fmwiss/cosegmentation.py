@@ -1,0 +1,149 @@
+"""Foundation-model-based co-segmentation: tensors in, masks out (FMWISS, section 3.2, equations 1-5).
+
+A vision-language model says *what* is where, coarsely: its pixel-text scores, above a threshold, are the initial mask
+(eq. 3). A self-supervised model knows *which locations belong together*: the mean attention of a few seed points of the
+initial mask, cut at a percentile, is the seeds' mask (eq. 4). The refined mask is their union (eq. 5).
+
+Everything here is batched, takes and gives plain tensors, and draws random numbers only from generators that it is
+handed. Masks are per class and may overlap. ``(B, C, h, w)`` are photographs, classes and the vision-language model's
+grid; ``gh, gw`` is the self-supervised model's patch grid, ``L = gh * gw`` its locations in row-major order; ``M``
+counts masks, in whatever way photographs and classes are flattened into it.
+
+    >>> scores = score_maps(features, rows, owner, n_classes)        # eq. 3
+    >>> init = initial_masks(scores, (gh, gw))                       # (B, C, gh, gw)
+    >>> points, drawn = draw_seeds(init[0].flatten(1), 9, generators)
+    >>> seeds = seed_masks(attention[0][points], drawn)              # eq. 4, attention (B, L, L)
+    >>> refined = fuse(init[0], seeds.unflatten(1, (gh, gw)))        # eq. 5
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Binarize = Literal["percentile", "mass"]
+Fusion = Literal["none", "intersection", "union"]
+
+
+def score_maps(features: Tensor, rows: Tensor, owner: Tensor, n_classes: int) -> Tensor:
+    """Pixel-text scores (eq. 3): ``F . T^T``, a class's score being the maximum over its rows.
+
+    Args:
+        features: ``(B, D, h, w)``, L2-normalised over D (eq. 1).
+        rows: ``(R, D)``, L2-normalised text embeddings (eq. 2); a class has one or several.
+        owner: ``(R,)`` int64, the class, in ``[0, n_classes)``, that each row stands for.
+        n_classes: C.
+
+    Returns:
+        ``(B, C, h, w)``, cosines in [-1, 1], in the features' type.
+
+    Raises:
+        ValueError: if a class has no row.
+    """
+    missing = sorted(set(range(n_classes)) - set(owner.tolist()))
+    if missing:
+        raise ValueError(f"classes {missing} have no text embedding")
+    cosines = torch.einsum("bdhw,rd->brhw", features, rows.to(features))
+    index = owner.to(features.device)[None, :, None, None].expand_as(cosines)
+    empty = cosines.new_full((len(cosines), n_classes, *cosines.shape[2:]), -torch.inf)
+    return empty.scatter_reduce(1, index, cosines, "amax")
+
+
+def scale_scores(scores: Tensor, size: tuple[int, int]) -> Tensor:
+    """Scores on another grid, min-max scaled per photograph and class.
+
+    Args:
+        scores: ``(B, C, h, w)`` floats.
+        size: ``(gh, gw)``, the grid to resize to (bilinearly).
+
+    Returns:
+        ``(B, C, gh, gw)`` in [0, 1]; all 0 where a map is constant and so says nothing about where its class is.
+    """
+    if scores.shape[-2:] != size:
+        scores = F.interpolate(scores, size, mode="bilinear", align_corners=False)
+    low = scores.amin((-2, -1), keepdim=True)
+    spread = scores.amax((-2, -1), keepdim=True) - low
+    return torch.where(spread > 0, (scores - low) / spread, 0.0)
+
+
+def initial_masks(scores: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Tensor:
+    """Binarised M_init: the locations whose min-max scaled score is above the threshold.
+
+    Args:
+        scores: ``(B, C, h, w)`` from :func:`score_maps`.
+        size: ``(gh, gw)``, the self-supervised model's patch grid.
+        threshold: in [0, 1); a map that is not constant then always has foreground.
+
+    Returns:
+        ``(B, C, gh, gw)`` bool.
+    """
+    return scale_scores(scores, size) > threshold
+
+
+def draw_seeds(foreground: Tensor, n: int, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+    """Random seed points of each mask: ``n`` of its foreground locations, without replacement.
+
+    A mask with fewer than ``n`` foreground locations gives all of them.
+
+    Args:
+        foreground: ``(M, L)`` bool.
+        n: N of eq. 4.
+        generators: M generators on the CPU, one a mask; each gives L numbers, whatever the mask looks like.
+
+    Returns:
+        points: ``(M, min(n, L))`` int64, locations in ``[0, L)``.
+        drawn: ``(M, min(n, L))`` bool, False where a mask had no location left (its point is then to be ignored).
+    """
+    m, length = foreground.shape
+    if len(generators) != m:
+        raise ValueError(f"{m} masks need {m} generators, not {len(generators)}")
+    if m == 0:
+        empty = torch.zeros(0, min(n, length), dtype=torch.long, device=foreground.device)
+        return empty, empty.bool()
+    # The n largest of independent uniform numbers are a uniform draw without replacement; background is below them all.
+    lots = torch.stack([torch.rand(length, generator=g) for g in generators]).to(foreground.device)
+    drawn, points = lots.masked_fill(~foreground, -1.0).topk(min(n, length), dim=1)
+    return points, drawn >= 0
+
+
+def seed_masks(attention: Tensor, drawn: Tensor, k: float = 70.0, binarize: Binarize = "percentile") -> Tensor:
+    """M_seeds (eq. 4): the seed points' mean attention, binarised.
+
+    Args:
+        attention: ``(M, N, L)``, the head-averaged attention that each seed point pays to every location, not negative.
+        drawn: ``(M, N)`` bool, which of the seed points count.
+        k: K in (0, 100). ``percentile`` keeps the locations above the K-th percentile of the mean attention, that is
+            the (100 - K) % most attended ones; Table 13 fixes this direction (K = 90 keeps "too little"), against the
+            wording of section 3.2.
+        binarize: ``mass`` keeps the fewest locations that hold (100 - K) % of the attention instead.
+
+    Returns:
+        ``(M, L)`` bool. The most attended location is always kept, so that a mask is empty only if none of its seed
+        points counts.
+    """
+    if not len(attention):
+        return torch.zeros(0, attention.shape[2], dtype=torch.bool, device=attention.device)
+    weight = drawn.to(attention.dtype)
+    # A seed point that does not count may hold anything, even infinities, so it is masked and not multiplied by 0.
+    total = attention.masked_fill(~drawn[..., None], 0.0).sum(1)
+    mean = total / weight.sum(1, keepdim=True).clamp(min=1)
+    if binarize == "percentile":
+        kept = mean > torch.quantile(mean, k / 100, dim=1, keepdim=True)
+    else:
+        ordered, order = mean.sort(dim=1, descending=True)
+        before = ordered.cumsum(1) - ordered
+        wanted = (1 - k / 100) * ordered.sum(1, keepdim=True)
+        kept = torch.zeros_like(drawn[:, :1]).expand_as(mean).scatter(1, order, before < wanted)
+    kept = kept | (mean == mean.amax(1, keepdim=True))
+    return kept & drawn.any(1, keepdim=True)
+
+
+def fuse(init: Tensor, seeds: Tensor, fusion: Fusion = "union") -> Tensor:
+    """M_refine (eq. 5) from two bool masks of one shape; ``none`` keeps M_init alone (a control)."""
+    if fusion == "none":
+        return init
+    return init & seeds if fusion == "intersection" else init | seeds

@@ -1,0 +1,719 @@
+"""Co-segmentation over a data set: what the frozen models give is computed once and kept, masks are drawn from it.
+
+:func:`fill_store` runs the two foundation models over the photographs and writes one small file for each into a
+:class:`PseudoMaskStore`. :class:`StoredPseudoMasks` draws masks from the files, with fresh seeds every epoch, and
+:func:`evaluate_pseudo_masks` compares them with the ground truth.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import io
+import json
+import math
+import os
+import time
+import uuid
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+from urllib.parse import quote
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torchvision.transforms.v2.functional import resize
+
+from fmwiss.config import CosegmentationConfig
+from fmwiss.cosegmentation import draw_seeds, fuse, scale_scores, seed_masks
+from fmwiss.data.randomness import keyed_generator
+from fmwiss.errors import UserError
+from fmwiss.foundation.interfaces import SelfSupervisedModel, VisionLanguageModel
+
+FORMAT = 1
+"""Version of the files; part of every store's identity."""
+
+MAX_FILE_BYTES = 1_000_000
+"""Largest size of a photograph's file."""
+
+_LOG_RANGE = 16.0
+"""Attention below exp(-16) of its row's maximum is stored as that."""
+
+_HEADER_BYTES = 4096
+"""Room left for a file's header, beside the class names in it."""
+
+_STALE_SECONDS = 3600
+"""Age after which a temporary file belongs to nobody any more."""
+
+T = TypeVar("T")
+
+
+class PhotographSource(Protocol):
+    """What co-segmentation asks of a data set."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the labels 1, 2, ... of :meth:`read_mask`."""
+
+    def image_path(self, image_id: str) -> Path:
+        """Path of the photograph."""
+
+    def read_image(self, image_id: str) -> Tensor:
+        """Photograph as uint8 RGB ``(3, H, W)``."""
+
+    def read_mask(self, image_id: str) -> Tensor:
+        """Mask as uint8 ``(H, W)``; 255 is void. Only the evaluation calls it."""
+
+
+class Track(Protocol):
+    """How progress is shown; :func:`fmwiss.reporting.progress.track` fits."""
+
+    def __call__(self, iterable: Iterable[T], description: str, total: int) -> Iterable[T]:
+        """Give the items on."""
+
+
+def _silently(iterable: Iterable[T], description: str, total: int) -> Iterable[T]:
+    return iterable
+
+
+# --------------------------------------------------------------------------------------------------- one photograph
+
+
+class DamagedFile(Exception):
+    """A file of the store is not what was written."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the frozen models say about one photograph, as it is stored.
+
+    With C tagged classes, a patch grid of ``gh x gw`` with L locations, and R of them whose attention is kept:
+
+    Attributes:
+        classes: names of the C classes.
+        scores: ``(C, gh, gw)`` float16, eq. 3 on the patch grid, min-max scaled to [0, 1].
+        score_range: ``(C, 2)`` float32, minimum and maximum of the cosines before the scaling.
+        locations: ``(R,)`` int32, ascending: the initial foreground of all classes (of the largest photographs a
+            random part of it, see :func:`_kept_locations`).
+        codes: ``(R, L)`` uint8, the logarithm of the head-averaged attention that each of them pays to every
+            location, on a linear scale of its own from the row's smallest to its largest value.
+        code_range: ``(R, 2)`` float32, these logarithms.
+    """
+
+    classes: tuple[str, ...]
+    scores: Tensor
+    score_range: Tensor
+    locations: Tensor
+    codes: Tensor
+    code_range: Tensor
+
+    def foreground(self, threshold: float) -> Tensor:
+        """M_init, ``(C, gh, gw)`` bool."""
+        return self.scores > threshold
+
+    def has_attention(self) -> Tensor:
+        """Locations whose attention is kept, ``(L,)`` bool."""
+        return self._row_of_location() >= 0
+
+    def attention(self, points: Tensor) -> Tensor:
+        """Attention of locations: int64 ``(...)`` in [0, L) -> float32 ``(..., L)``; rows that are not kept are 0."""
+        row = self._row_of_location()[points]
+        kept = row.clamp(min=0)
+        if not len(self.locations):
+            return torch.zeros(*points.shape, self.scores[0].numel())
+        low, high = self.code_range[kept].unbind(-1)
+        logarithm = low[..., None] + self.codes[kept] * ((high - low) / 255)[..., None]
+        return logarithm.exp_().masked_fill_((row < 0)[..., None], 0.0)
+
+    def _row_of_location(self) -> Tensor:
+        rows = torch.full((math.prod(self.scores.shape[1:]),), -1)
+        rows[self.locations.long()] = torch.arange(len(self.locations))
+        return rows
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name, as they go into a file."""
+        return {
+            "scores": self.scores,
+            "score_range": self.score_range,
+            "locations": self.locations,
+            "codes": self.codes,
+            "code_range": self.code_range,
+        }
+
+
+def encode_attention(attention: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention rows as bytes, with a relative error of at most 3.2 %.
+
+    Args:
+        attention: ``(R, L)`` floats, not negative.
+
+    Returns:
+        codes ``(R, L)`` uint8 and code_range ``(R, 2)`` float32, see :class:`Evidence`.
+    """
+    attention = attention.float()
+    floor = attention.amax(1, keepdim=True).clamp(min=1e-30) * math.exp(-_LOG_RANGE)
+    logarithm = attention.clamp(min=floor).log()
+    low, high = logarithm.aminmax(dim=1, keepdim=True)
+    codes = (logarithm - low) * (255 / (high - low).clamp(min=1e-9))
+    return codes.round().to(torch.uint8), torch.cat([low, high], dim=1)
+
+
+def _kept_locations(foreground: Tensor, image_id: str) -> Tensor:
+    """Locations whose attention a photograph's file keeps, ``(R,)`` int64, ascending.
+
+    That is every location that is foreground of a class, as long as the file stays under :data:`MAX_FILE_BYTES`. On
+    larger grids each class keeps as many locations as the others, drawn at random once and for all (or all of them,
+    if it has fewer): seeds drawn from these are as random as drawn from all of them, but over the epochs fewer.
+
+    Args:
+        foreground: ``(C, L)`` bool, on the CPU.
+        image_id: key of the draw.
+    """
+    n_classes, length = foreground.shape
+    room = MAX_FILE_BYTES - _HEADER_BYTES - 64 * n_classes - 2 * n_classes * length
+    largest = max(1, room // (length + 12))  # bytes a row: L codes, 8 for their range, 4 for the location
+    locations = foreground.any(0).nonzero().squeeze(1)
+    if len(locations) <= largest:
+        return locations
+    lots = torch.rand(length, generator=keyed_generator(0, "kept attention", image_id))
+    # A location's turn is its place in the order of its class's lots, in the class where it comes first.
+    order = torch.where(foreground, lots, 2.0).argsort(1)
+    turn = torch.empty_like(order).scatter_(1, order, torch.arange(length).expand_as(order))
+    first = turn.masked_fill_(~foreground, length).amin(0)
+    return locations[first[locations].argsort(stable=True)[:largest]].sort().values
+
+
+# -------------------------------------------------------------------------------------------------------- the store
+
+
+def store_identity(
+    config: CosegmentationConfig, vision_language: VisionLanguageModel, self_supervised: SelfSupervisedModel
+) -> dict[str, Any]:
+    """Everything that a store's contents depend on, and nothing else, as JSON-able data.
+
+    N, K, the binarisation, the fusion and the seed are not in it: they belong to the draws.
+    """
+    return {
+        "format": FORMAT,
+        "vision_language": {**vision_language.identity, "input_size": config.vision_language.input_size},
+        "self_supervised": {**self_supervised.identity, "input_size": config.self_supervised.input_size},
+        "init_threshold": config.init_threshold,
+    }
+
+
+class PseudoMaskStore:
+    """Folder ``<root>/<hash of identity>/`` with one file a photograph.
+
+    A file's name is the image id and a short hash of the photograph's bytes, so that a changed photograph, or another
+    one of the same id, is not mistaken for it. Files appear whole or not at all; several processes may fill one store.
+
+    Args:
+        root: folder that holds the stores, made if need be.
+        identity: from :func:`store_identity`.
+    """
+
+    def __init__(self, root: str | Path, identity: Mapping[str, Any]) -> None:
+        self.identity = json.loads(json.dumps(identity))
+        text = json.dumps(self.identity, sort_keys=True, indent=2)
+        self.folder = Path(root) / hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        self._digests: dict[str, str] = {}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        description = self.folder / "identity.json"
+        if not description.is_file() or description.read_text(encoding="utf-8") != text:
+            _write_atomically(description, text.encode())
+        self._remove_stale_files()
+
+    def path(self, image_id: str, digest: str) -> Path:
+        """Where the file of a photograph with this content is, or would be."""
+        return self.folder / f"{quote(image_id, safe='')}-{digest}.safetensors"
+
+    def choose(self, image_id: str, digest: str) -> None:
+        """Say which photograph an image id stands for, where the store holds several of that id."""
+        self._digests[image_id] = digest
+
+    def read(self, image_id: str) -> Evidence:
+        """What is stored for a photograph.
+
+        Raises:
+            UserError: nothing is, its file is damaged, or there are several photographs of that id.
+        """
+        if image_id not in self._digests:
+            self.choose(image_id, self._only_digest(image_id))
+        path = self.path(image_id, self._digests[image_id])
+        try:
+            return read_evidence(path)
+        except (FileNotFoundError, DamagedFile) as error:
+            raise UserError(f"{path} is missing or damaged; run 'fmwiss pseudo-masks' again to restore it") from error
+
+    def _only_digest(self, image_id: str) -> str:
+        prefix = quote(image_id, safe="") + "-"
+        # The digest has no "-", so an id that is the beginning of another one does not match that one's files.
+        found = [path.stem[len(prefix) :] for path in self.folder.glob(f"{glob.escape(prefix)}*.safetensors")]
+        found = [digest for digest in found if "-" not in digest]
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            raise UserError(
+                f"no pseudo masks of photograph {image_id} are in {self.folder}; run 'fmwiss pseudo-masks' first"
+            )
+        raise UserError(
+            f"{self.folder} holds pseudo masks of {len(found)} different photographs named {image_id}; run "
+            "'fmwiss pseudo-masks' with the data at hand to say which one is meant"
+        )
+
+    def _remove_stale_files(self) -> None:
+        """Remove what a killed process left of files it was writing."""
+        for path in self.folder.glob(".*.tmp"):
+            try:
+                if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                    path.unlink()
+            except FileNotFoundError:  # another process was faster
+                continue
+
+
+def read_evidence(path: Path) -> Evidence:
+    """Read one file of a store.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DamagedFile: it is truncated or altered.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})["fmwiss"])
+            evidence = Evidence(
+                classes=tuple(header["classes"]), **{name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            )
+    except FileNotFoundError:
+        raise
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise DamagedFile(str(path)) from error
+    if header["checksum"] != _checksum(evidence):
+        raise DamagedFile(str(path))
+    return evidence
+
+
+def write_evidence(path: Path, evidence: Evidence) -> None:
+    """Write one file of a store; it appears whole or not at all."""
+    header = {"classes": list(evidence.classes), "checksum": _checksum(evidence)}
+    _write_atomically(path, save(evidence.tensors(), metadata={"fmwiss": json.dumps(header)}))
+
+
+def _checksum(evidence: Evidence) -> int:
+    checksum = 0
+    for tensor in evidence.tensors().values():
+        checksum = zlib.crc32(tensor.contiguous().numpy().data, checksum)
+    return checksum
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+# ------------------------------------------------------------------------------------------------------- filling it
+
+
+def working_size(height: int, width: int, input_size: int, stride: int) -> tuple[int, int]:
+    """Size at which a model sees a photograph: longer side about ``input_size``, sides multiples of ``stride``."""
+    factor = input_size / max(height, width) / stride
+    return max(1, round(height * factor)) * stride, max(1, round(width * factor)) * stride
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One photograph to be shown to the models."""
+
+    image_id: str
+    path: Path
+    classes: tuple[str, ...]
+    stored: bool
+    vision_size: tuple[int, int]
+    patch_size: tuple[int, int]
+
+
+def fill_store(
+    store: PseudoMaskStore,
+    source: PhotographSource,
+    ids: Sequence[str],
+    tags: Mapping[str, AbstractSet[str]],
+    classes: Sequence[str],
+    vision_language: VisionLanguageModel,
+    self_supervised: SelfSupervisedModel,
+    batch_size: int = 8,
+    device: str | torch.device = "cpu",
+    progress: Track = _silently,
+    loader_threads: int = 2,
+) -> int:
+    """Run the frozen models over the photographs that the store does not hold yet, and keep what they give.
+
+    Photographs keep their aspect ratio and meet in batches of one shape. While the models are at work, threads decode
+    the next photographs and write the last ones; memory holds a few batches, however many photographs there are.
+    What is there already is checked and, if damaged, replaced. After a kill the same call goes on; it forms the same
+    batches again and runs those that are not complete, so that the store ends up with the very same bits.
+
+    Args:
+        store: made with the identity of these two models.
+        source: where the photographs are.
+        ids: the photographs; those without a tag in ``classes`` are left out.
+        tags: class names that each photograph shows; may hold other classes, too.
+        classes: the classes of interest. If a photograph is stored with others already, these stay.
+        vision_language: gives eq. 3's scores.
+        self_supervised: gives eq. 4's attention.
+        batch_size: photographs per forward pass.
+        device: where the models are.
+        progress: shows the photographs passing by.
+        loader_threads: threads that decode.
+
+    Returns:
+        The number of photographs that were written.
+
+    Raises:
+        UserError: a photograph is missing or no picture.
+    """
+    survey = _Survey(store, source, tags, tuple(classes), vision_language.stride, self_supervised.patch_size)
+    with ThreadPoolExecutor(loader_threads) as loaders, ThreadPoolExecutor(1) as writer:
+        jobs = [job for job in loaders.map(survey, ids) if job is not None]
+        batches = [batch for batch in _batches(jobs, batch_size) if not all(job.stored for job in batch)]
+        model = _FrozenModels(
+            vision_language, self_supervised, store.identity["init_threshold"], torch.device(device)
+        )
+        written: deque[Future[None]] = deque()
+
+        def photographs() -> Iterator[_Job]:
+            for batch, images in _prefetched(loaders, batches, partial(_load, source)):
+                for job, evidence in zip(batch, model(batch, images), strict=True):
+                    if not job.stored:
+                        written.append(writer.submit(write_evidence, job.path, evidence))
+                    yield job
+                while len(written) > 2 * batch_size:
+                    written.popleft().result()
+
+        for _ in progress(photographs(), "pseudo masks", sum(map(len, batches))):
+            pass
+        for future in written:
+            future.result()
+    return sum(not job.stored for batch in batches for job in batch)
+
+
+class _Survey:
+    """What has to be done for a photograph."""
+
+    def __init__(
+        self,
+        store: PseudoMaskStore,
+        source: PhotographSource,
+        tags: Mapping[str, AbstractSet[str]],
+        classes: tuple[str, ...],
+        vision_stride: int,
+        patch_stride: int,
+    ) -> None:
+        self.store = store
+        self.source = source
+        self.tags = tags
+        self.classes = classes
+        self.vision = store.identity["vision_language"]["input_size"], vision_stride
+        self.patches = store.identity["self_supervised"]["input_size"], patch_stride
+
+    def __call__(self, image_id: str) -> _Job | None:
+        classes = tuple(name for name in self.classes if name in self.tags[image_id])
+        if not classes:
+            return None
+        photograph = self.source.image_path(image_id)
+        try:
+            content = photograph.read_bytes()
+            with Image.open(io.BytesIO(content)) as picture:
+                width, height = picture.size
+        except OSError as error:  # Pillow's complaint about a file that is no picture is one of these
+            raise UserError(f"the photograph {photograph} is missing or no picture that can be read") from error
+        digest = hashlib.blake2b(content, digest_size=8).hexdigest()
+        self.store.choose(image_id, digest)
+        path = self.store.path(image_id, digest)
+        try:
+            there = read_evidence(path).classes
+        except (FileNotFoundError, DamagedFile):
+            there = ()
+        stored = set(classes) <= set(there)
+        return _Job(
+            image_id,
+            path,
+            there if stored else (*classes, *(name for name in there if name not in classes)),
+            stored,
+            working_size(height, width, *self.vision),
+            working_size(height, width, *self.patches),
+        )
+
+
+def _batches(jobs: Iterable[_Job], batch_size: int) -> list[list[_Job]]:
+    """Photographs of equal shapes together, in the order in which the shapes first come; equal tags side by side."""
+    shapes: dict[tuple[tuple[int, int], tuple[int, int]], list[_Job]] = {}
+    for job in jobs:
+        shapes.setdefault((job.vision_size, job.patch_size), []).append(job)
+    groups = [sorted(group, key=lambda job: job.classes) for group in shapes.values()]
+    return [group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)]
+
+
+def _load(source: PhotographSource, job: _Job) -> tuple[Tensor, Tensor]:
+    """The photograph as both models see it, uint8 ``(3, H, W)``."""
+    image = source.read_image(job.image_id)
+    return resize(image, list(job.vision_size), antialias=True), resize(image, list(job.patch_size), antialias=True)
+
+
+def _prefetched(
+    pool: ThreadPoolExecutor, batches: Sequence[list[_Job]], load: Callable[[_Job], tuple[Tensor, Tensor]]
+) -> Iterator[tuple[list[_Job], list[tuple[Tensor, Tensor]]]]:
+    """Batches with their images; the next batch is being loaded while one is out."""
+    waiting: deque[tuple[list[_Job], list[Future[tuple[Tensor, Tensor]]]]] = deque()
+    try:
+        for batch in batches:
+            waiting.append((batch, [pool.submit(load, job) for job in batch]))
+            if len(waiting) > 1:
+                ready, futures = waiting.popleft()
+                yield ready, [future.result() for future in futures]
+        for ready, futures in waiting:
+            yield ready, [future.result() for future in futures]
+    finally:
+        for _, futures in waiting:
+            for future in futures:
+                future.cancel()
+
+
+@dataclass(frozen=True)
+class _FrozenModels:
+    """Both models: batches in, evidence out."""
+
+    vision_language: VisionLanguageModel
+    self_supervised: SelfSupervisedModel
+    threshold: float
+    device: torch.device
+
+    @torch.inference_mode()
+    def __call__(self, batch: Sequence[_Job], images: Sequence[tuple[Tensor, Tensor]]) -> list[Evidence]:
+        vision, patches = (self._on_device(torch.stack(stack)) for stack in zip(*images, strict=True))
+        patch_size = self.self_supervised.patch_size
+        grid = (patches.shape[-2] // patch_size, patches.shape[-1] // patch_size)
+        scores: dict[str, Tensor] = {}
+        # A photograph is asked for its own tags alone: a model may let classes compete.
+        for classes in {job.classes: None for job in batch}:
+            members = [number for number, job in enumerate(batch) if job.classes == classes]
+            maps = self.vision_language.scores(vision[members], classes)
+            scores.update((batch[number].image_id, one) for number, one in zip(members, maps, strict=True))
+        attention = self.self_supervised.mean_attention(patches)
+        return [
+            self._evidence(job, scores[job.image_id], one_attention, grid)
+            for job, one_attention in zip(batch, attention, strict=True)
+        ]
+
+    def _on_device(self, images: Tensor) -> Tensor:
+        images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+        return images.float() / 255
+
+    def _evidence(self, job: _Job, scores: Tensor, attention: Tensor, grid: tuple[int, int]) -> Evidence:
+        resized = torch.nn.functional.interpolate(
+            scores[None].float(), grid, mode="bilinear", align_corners=False
+        )
+        scaled = scale_scores(resized, grid)[0].half().cpu()
+        low, high = resized[0].flatten(1).aminmax(dim=1)
+        # Foreground is judged on the scores as stored, so that it is the same when they are read again.
+        locations = _kept_locations(scaled.flatten(1) > self.threshold, job.image_id)
+        codes, code_range = encode_attention(attention[locations.to(attention.device)])
+        return Evidence(
+            classes=job.classes,
+            scores=scaled,
+            score_range=torch.stack([low, high], dim=1).cpu(),
+            locations=locations.int(),
+            codes=codes.cpu(),
+            code_range=code_range.cpu(),
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------- drawing
+
+
+class StoredPseudoMasks:
+    """Masks drawn from a filled store: fresh seeds for every image, class and epoch, whatever the process.
+
+    Args:
+        store: filled by :func:`fill_store` with the photographs that will be asked for.
+        config: N, K, binarisation and fusion.
+        seed: the run's seed.
+
+    Raises:
+        UserError: the store was filled for another threshold of the initial masks.
+    """
+
+    def __init__(self, store: PseudoMaskStore, config: CosegmentationConfig, seed: int) -> None:
+        if config.init_threshold != store.identity["init_threshold"]:
+            raise UserError(
+                f"cosegmentation.init_threshold is {config.init_threshold}, but the pseudo masks in {store.folder} "
+                f"were made for {store.identity['init_threshold']}; make them again"
+            )
+        self.store = store
+        self.config = config
+        self.seed = seed
+
+    def masks(self, image_id: str, classes: Sequence[str], epoch: int) -> Tensor:
+        """M_refine of the tagged classes, ``(C, gh, gw)`` bool over the whole photograph, in the order of ``classes``.
+
+        Raises:
+            UserError: the store does not hold this photograph with these classes.
+        """
+        return self.stages(image_id, classes, epoch)["refined"]
+
+    def stages(self, image_id: str, classes: Sequence[str], epoch: int) -> dict[str, Tensor]:
+        """M_init, M_seeds and M_refine as ``init``, ``seeds`` and ``refined``, each ``(C, gh, gw)`` bool."""
+        evidence = self.store.read(image_id)
+        missing = [name for name in classes if name not in evidence.classes]
+        if missing:
+            raise UserError(
+                f"no pseudo mask of '{missing[0]}' is stored for photograph {image_id}, which is not tagged so; "
+                "run 'fmwiss pseudo-masks' with the tags at hand"
+            )
+        config = self.config
+        index = [evidence.classes.index(name) for name in classes]
+        init = evidence.foreground(config.init_threshold)[index]
+        candidates = init.flatten(1) & evidence.has_attention()
+        generators = [keyed_generator(self.seed, "seed points", image_id, name, epoch) for name in classes]
+        points, drawn = draw_seeds(candidates, config.n_seeds, generators)
+        seeds = seed_masks(evidence.attention(points), drawn, config.k, config.binarize).view_as(init)
+        return {"init": init, "seeds": seeds, "refined": fuse(init, seeds, config.fusion)}
+
+
+def open_pseudo_masks(
+    config: CosegmentationConfig,
+    source: PhotographSource,
+    ids: Sequence[str],
+    tags: Mapping[str, AbstractSet[str]],
+    weights: Path | None,
+    cache: Path | None,
+    device: torch.device | str,
+    seed: int,
+) -> StoredPseudoMasks:
+    """Masks of tagged photographs from the store that fits a configuration; what it lacks is computed first.
+
+    Args:
+        config: the models, their options, and how masks are drawn.
+        source: where the photographs are.
+        ids: the photographs.
+        tags: class names that each photograph shows, of the classes wanted.
+        weights: folder with weights by timm name, looked into before the hub.
+        cache: folder that holds the stores; None: ``fmwiss/pseudo-masks`` in the user's cache folder.
+        device: where the frozen models run.
+        seed: the run's seed.
+    """
+    from fmwiss.foundation import build_self_supervised, build_vision_language
+    from fmwiss.reporting.progress import track
+
+    vision_language = build_vision_language(config.vision_language, weights, device)
+    self_supervised = build_self_supervised(config.self_supervised, weights, device)
+    store = PseudoMaskStore(cache or _default_cache(), store_identity(config, vision_language, self_supervised))
+    classes = sorted(set().union(*(tags[image_id] for image_id in ids)))
+    fill_store(
+        store, source, ids, tags, classes, vision_language, self_supervised, config.batch_size, device, track
+    )
+    return StoredPseudoMasks(store, config, seed)
+
+
+def _default_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fmwiss" / "pseudo-masks"
+
+
+# ------------------------------------------------------------------------------------------------------- evaluation
+
+
+def evaluate_pseudo_masks(
+    masks: StoredPseudoMasks,
+    source: PhotographSource,
+    ids: Sequence[str],
+    tags: Mapping[str, AbstractSet[str]],
+    classes: Sequence[str],
+    with_ceiling: bool = True,
+    epoch: int = 0,
+    progress: Track = _silently,
+) -> dict[str, Any]:
+    """Compare pseudo masks with the ground truth.
+
+    The IoU of a class is the sum of intersections over the sum of unions, over the photographs tagged with it, at full
+    resolution (masks resized by nearest neighbour), void left out.
+
+    The ceiling is the IoU with perfect attention: a mask cannot be smaller than the (100 - K) % of the patch grid that
+    the percentile keeps, so it holds the patches that are more than half object, or, if these are fewer, the
+    (100 - K) % of patches with the most object in them; patches without object that fill it up come row by row.
+
+    Returns:
+        ``{"images": n, "init": stage, "seeds": stage, "refined": stage, "ceiling": stage}``, a stage being
+        ``{"iou": {class: per cent, or None if no photograph is tagged with it}, "miou": mean over the others}``.
+    """
+    names = [*classes]
+    stages = ["init", "seeds", "refined", *(["ceiling"] if with_ceiling else [])]
+    intersection = {stage: torch.zeros(len(names), dtype=torch.long) for stage in stages}
+    union = {stage: torch.zeros(len(names), dtype=torch.long) for stage in stages}
+    tagged_ids = [image_id for image_id in ids if tags[image_id] & set(names)]
+    for image_id in progress(tagged_ids, "evaluating pseudo masks", len(tagged_ids)):
+        tagged = [number for number, name in enumerate(names) if name in tags[image_id]]
+        drawn = masks.stages(image_id, [names[number] for number in tagged], epoch)
+        labels = [source.class_names.index(names[number]) + 1 for number in tagged]
+        _, grid_height, grid_width = drawn["init"].shape
+        pixels = _pixels_by_patch(source.read_mask(image_id), (grid_height, grid_width))
+        truth = pixels[:, labels].T
+        valid = pixels[:, :255].sum(1)
+        if with_ceiling:
+            drawn["ceiling"] = ceiling_masks(pixels, labels, masks.config.k)
+        for stage in stages:
+            mask = drawn[stage].flatten(1).long()
+            common = (mask * truth).sum(1)
+            intersection[stage][tagged] += common
+            union[stage][tagged] += mask @ valid + truth.sum(1) - common
+    return {"images": len(tagged_ids)} | {
+        stage: _stage_summary(names, intersection[stage], union[stage]) for stage in stages
+    }
+
+
+def _stage_summary(names: Sequence[str], intersection: Tensor, union: Tensor) -> dict[str, Any]:
+    iou = {
+        name: 100 * int(common) / int(either) if either else None
+        for name, common, either in zip(names, intersection, union, strict=True)
+    }
+    known = [value for value in iou.values() if value is not None]
+    return {"iou": iou, "miou": sum(known) / len(known) if known else None}
+
+
+def _pixels_by_patch(mask: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Pixels of each label in each patch, ``(L, 256)`` int64, a pixel belonging to the patch that its centre lies in.
+
+    Sums over patches are thus exactly sums over pixels of what nearest-neighbour resizing makes of a patch mask.
+    """
+    height, width = mask.shape
+    row = (2 * torch.arange(height) + 1) * grid[0] // (2 * height)
+    column = (2 * torch.arange(width) + 1) * grid[1] // (2 * width)
+    patch = row[:, None] * grid[1] + column
+    counts = torch.bincount((patch * 256 + mask.long()).flatten(), minlength=256 * grid[0] * grid[1])
+    return counts.view(-1, 256)
+
+
+def ceiling_masks(pixels: Tensor, labels: Sequence[int], k: float) -> Tensor:
+    """Best masks of at least (100 - K) % of the patches, ``(C, L)`` bool; see :func:`evaluate_pseudo_masks`.
+
+    Args:
+        pixels: ``(L, 256)``, pixels of each label in each patch.
+        labels: the C labels.
+        k: K, per cent.
+    """
+    share = pixels[:, labels].T / pixels.sum(1).clamp(min=1)
+    least = math.ceil(round((1 - k / 100) * len(pixels), 6))
+    place = share.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return (place < least) | (share > 0.5)

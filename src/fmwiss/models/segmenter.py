@@ -1,0 +1,239 @@
+"""The segmentation model: timm encoder, DeepLabV3 decoder, incremental classifier."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3Decoder
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fmwiss
+from fmwiss.config import SegmenterConfig
+from fmwiss.data.transforms import working_size
+from fmwiss.errors import UserError
+from fmwiss.files import write_atomically
+from fmwiss.foundation.weights import load_timm
+from fmwiss.models.classifier import IncrementalClassifier
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that is needed to build a segmenter again; stored beside its weights as ``model.json``."""
+
+    encoder: str
+    output_stride: int
+    decoder_channels: int
+    atrous_rates: tuple[int, ...]
+    dropout: float
+    steps: tuple[tuple[str, ...], ...]
+    """Class names by step, without the background."""
+    resize: int | None
+    """Working size: shorter side in pixels that photographs are scaled to; None keeps their own size."""
+
+
+class Segmenter(nn.Module):
+    """DeepLabV3 (Chen et al., 2017) on a timm encoder, with a classifier that grows by steps.
+
+    Labels are 0 for the background, then the classes in the order learnt. Every label has a score of its own (a
+    sigmoid, not a softmax); the prediction is the label with the largest.
+
+    Args:
+        architecture: what to build.
+        pretrained: load the encoder's ImageNet weights.
+        weights: folder that is searched for ``<timm name>.safetensors`` before the hub.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, architecture: Architecture, pretrained: bool = False, weights: Path | None = None) -> None:
+        super().__init__()
+        self.architecture = architecture
+        stride = architecture.output_stride
+        try:
+            self.encoder = load_timm(
+                architecture.encoder, weights, pretrained=pretrained, features_only=True, output_stride=stride
+            )
+        except AssertionError as error:  # how timm's older families refuse a stride
+            raise UserError(
+                f"segmenter.encoder: {architecture.encoder} has no features at segmenter.output_stride = {stride}; "
+                "choose an encoder that timm can dilate, such as resnet101."
+            ) from error
+        info = self.encoder.feature_info
+        if info.reduction()[-1] != stride:
+            raise UserError(
+                f"segmenter.encoder: {architecture.encoder} gives features at stride {info.reduction()[-1]}, not at "
+                f"segmenter.output_stride = {stride}; choose an encoder that timm can dilate, such as resnet101."
+            )
+        self.decoder = DeepLabV3Decoder(
+            info.channels()[-1],
+            out_channels=architecture.decoder_channels,
+            atrous_rates=architecture.atrous_rates,
+            aspp_separable=False,
+            aspp_dropout=architecture.dropout,
+        )
+        self.classifier = IncrementalClassifier(architecture.decoder_channels, _outputs(architecture.steps))
+        data_config = self.encoder.pretrained_cfg
+        self.register_buffer("mean", torch.tensor(data_config["mean"]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(data_config["std"]).view(1, 3, 1, 1))
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_config(
+        cls, config: SegmenterConfig, classes: tuple[str, ...], resize: int | None, weights: Path | None
+    ) -> Segmenter:
+        """A new segmenter for the classes of step 0."""
+        architecture = Architecture(
+            encoder=config.encoder,
+            output_stride=config.output_stride,
+            decoder_channels=config.decoder_channels,
+            atrous_rates=config.atrous_rates,
+            dropout=config.dropout,
+            steps=(classes,),
+            resize=resize,
+        )
+        return cls(architecture, pretrained=config.pretrained, weights=weights)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of every label, ``background`` first."""
+        return ("background", *(name for step in self.architecture.steps for name in step))
+
+    @property
+    def encoder_channels(self) -> int:
+        """Channels of the encoder's last features."""
+        return int(self.encoder.feature_info.channels()[-1])
+
+    def add_step(self, classes: tuple[str, ...], init: Literal["background", "plain"]) -> None:
+        """Grow by ``classes``; see :meth:`IncrementalClassifier.add_step`."""
+        self.classifier.add_step(len(classes), init)
+        self.architecture = Architecture(
+            **{**asdict(self.architecture), "steps": (*self.architecture.steps, classes)}
+        )
+
+    def encode(self, images: Tensor) -> Tensor:
+        """``(B, 3, H, W)`` images in [0, 1] to the encoder's last features ``(B, E, h, w)``."""
+        return self.encoder((images - self.mean) / self.std)[-1]
+
+    def decode(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The encoder's features to logits ``(B, labels, h, w)`` and decoder features ``(B, D, h, w)``."""
+        decoded = self.decoder([features])
+        return self.classifier(decoded), decoded
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``(B, 3, H, W)`` RGB images in [0, 1] to logits ``(B, labels, h, w)`` at the output stride."""
+        return self.decode(self.encode(images))[0]
+
+    @torch.inference_mode()
+    def predict_logits(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Logits ``(B, labels, *size)`` of ``(B, 3, H, W)`` images in [0, 1] that already have the working size."""
+        return F.interpolate(self(images), size=size, mode="bilinear", align_corners=False)
+
+    @torch.inference_mode()
+    def predict(self, image: Tensor) -> Tensor:
+        """Segment one photograph of any size.
+
+        Args:
+            image: ``(3, H, W)``, uint8 in [0, 255] or float in [0, 1], RGB.
+
+        Returns:
+            ``(H, W)`` uint8 map of labels.
+        """
+        h, w = image.shape[-2:]
+        return self.predict_logits(self.to_working_size(image), (h, w))[0].argmax(dim=0).to(torch.uint8)
+
+    def to_working_size(self, image: Tensor) -> Tensor:
+        """One ``(3, H, W)`` photograph, uint8 or float, as a float batch of one at the working size, on the device."""
+        batch = image.to(self.mean.device)[None]
+        batch = batch.float().div_(255) if image.dtype == torch.uint8 else batch.float()
+        size = working_size(image.shape[-2], image.shape[-1], self.architecture.resize)
+        if size != tuple(image.shape[-2:]):
+            batch = F.interpolate(batch, size=size, mode="bilinear", align_corners=False, antialias=True)
+        return batch.contiguous(memory_format=torch.channels_last)
+
+    def save(self, folder: Path) -> None:
+        """Write ``model.safetensors``, then ``model.json``: where the latter stands, the model is whole."""
+        state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        write_atomically(folder / "model.safetensors", lambda path: save_file(state, path))
+        description = {"library": f"fmwiss {fmwiss.__version__}", **asdict(self.architecture)}
+        write_atomically(
+            folder / "model.json", lambda path: path.write_text(json.dumps(description, indent=1) + "\n")
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> Segmenter:
+        """The segmenter that :meth:`save` wrote to ``folder``, in evaluation mode.
+
+        Raises:
+            UserError: there is no model, or its weights do not fit its description.
+        """
+        description_file, weights_file = folder / "model.json", folder / "model.safetensors"
+        if not description_file.is_file():
+            raise UserError(f"{folder}: holds no model.json; give the folder of a finished step.")
+        try:
+            architecture = _architecture(json.loads(description_file.read_text()))
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{description_file}: is not a model description of fmwiss ({error}).") from error
+        model = cls(architecture)
+        try:
+            state = load_file(weights_file)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{weights_file}: cannot be read ({error}); train the step again.") from error
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise UserError(
+                f"{weights_file}: is a checkpoint of another architecture than {description_file.name} describes "
+                f"({str(error).splitlines()[1].strip()})."
+            ) from error
+        return model.eval()
+
+
+def load_segmenter(run: Path, step: int | None = None) -> Segmenter:
+    """The model of a run's last finished step, or of the given one, in evaluation mode on the CPU.
+
+    Raises:
+        UserError: the run, or the step in it, does not exist.
+    """
+    return Segmenter.load(run / f"step{last_step(run) if step is None else finished_step(run, step)}")
+
+
+def finished_steps(run: Path) -> list[int]:
+    """The numbers of the steps whose model is written, in order."""
+    if not run.is_dir():
+        raise UserError(f"{run}: there is no such run; give the folder that `fmwiss train --out` wrote.")
+    return sorted(int(p.parent.name[4:]) for p in run.glob("step*/model.json") if p.parent.name[4:].isdigit())
+
+
+def last_step(run: Path) -> int:
+    """The last finished step of a run."""
+    steps = finished_steps(run)
+    if not steps:
+        raise UserError(f"{run}: holds no finished step; `fmwiss train` with the same --out goes on where it was.")
+    return steps[-1]
+
+
+def finished_step(run: Path, step: int) -> int:
+    """``step`` itself, when the run has finished it."""
+    steps = finished_steps(run)
+    if step not in steps:
+        raise UserError(f"{run}: step {step} is not finished there; finished steps: {steps or 'none'}.")
+    return step
+
+
+def _outputs(steps: tuple[tuple[str, ...], ...]) -> list[int]:
+    return [len(classes) + (t == 0) for t, classes in enumerate(steps)]
+
+
+def _architecture(description: dict[str, Any]) -> Architecture:
+    fields = {name: description[name] for name in Architecture.__dataclass_fields__}
+    fields["atrous_rates"] = tuple(fields["atrous_rates"])
+    fields["steps"] = tuple(tuple(classes) for classes in fields["steps"])
+    return Architecture(**fields)

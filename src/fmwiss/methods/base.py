@@ -1,0 +1,81 @@
+"""What a method is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fmwiss.data.batches import Batch
+from fmwiss.models import Segmenter
+
+Supervision = Literal["pixel", "image"]
+
+
+class Method(nn.Module, ABC):
+    """A way of learning one step: it owns its losses and extra modules; the trainer knows only what stands here.
+
+    Args:
+        student: the model that learns.
+    """
+
+    supervision: Supervision
+    warmup_epochs: int = 0
+    """Epochs before and on top of the configured ones."""
+
+    def __init__(self, student: Segmenter, freeze_batch_norm: bool = False) -> None:
+        super().__init__()
+        self.student = student
+        self.freeze_batch_norm = freeze_batch_norm
+        self.epoch = 0
+
+    @abstractmethod
+    def training_step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Named, weighted losses of a mini-batch; they sum to the objective.
+
+        ``generator`` is the source of the method's own draws, keyed by seed and iteration.
+        """
+
+    def forward(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
+        """:meth:`training_step` as Fabric must call it, through ``forward``, for its precision and DDP to take part.
+
+        ``batch`` holds the fields of a :class:`Batch`: mixed precision rebuilds inputs and cannot rebuild a frozen
+        dataclass.
+        """
+        return self.training_step(Batch(**batch), generator)
+
+    def extra_heads(self) -> list[nn.Module]:
+        """Modules beside the student that learn, at the heads' rate."""
+        return []
+
+    def parameter_groups(self, learning_rate: float, head_rate: float) -> list[dict[str, object]]:
+        """The encoder at ``learning_rate``; decoder, classifiers and extra heads at ``head_rate`` times it."""
+        heads = [self.student.decoder, self.student.classifier, *self.extra_heads()]
+        return [
+            {"params": list(self.student.encoder.parameters()), "lr": learning_rate},
+            {"params": [p for head in heads for p in head.parameters()], "lr": learning_rate * head_rate},
+        ]
+
+    def start_epoch(self, epoch: int) -> None:
+        """Enter an epoch, counted from the first warm-up epoch, and set every module's mode for it."""
+        self.epoch = epoch
+        self.train()
+
+    def train(self, mode: bool = True) -> Method:
+        super().train(mode)
+        if mode and self.freeze_batch_norm:
+            for module in self.student.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def learnt_state(self) -> dict[str, Tensor]:
+        """What a checkpoint must keep of the method: all parameters and buffers of modules that change."""
+        return self.state_dict()
+
+    def load_learnt_state(self, state: dict[str, Tensor]) -> None:
+        """Take back what :meth:`learnt_state` gave."""
+        self.load_state_dict(state)

@@ -1,0 +1,217 @@
+"""FMWISS (Yu et al., CVPR 2023), section 3.3 to 3.5: teacher, copy-paste targets, overall objective."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fmwiss.config import FMWISSConfig
+from fmwiss.data.batches import Batch
+from fmwiss.losses import DenseContrastiveLoss, PixelBCELoss, sample_points
+from fmwiss.losses.dense_contrastive import NEGATIVE_ONLY, NOT_DRAWN
+from fmwiss.methods.base import Method
+from fmwiss.models import Segmenter, Teacher
+
+BACKGROUND = 0
+
+
+class FMWISS(Method):
+    """Learn new classes from pseudo masks, without forgetting, as the paper describes it.
+
+    The teacher learns the new classes from the pseudo masks M_refine (eq. 6, 7) and the old ones from the old model
+    and the pasted instances (eq. 8, 9); the student learns from teacher and old model (eq. 10, 11); eq. 12 sums up.
+    During the first ``warmup_epochs`` only the teacher learns.
+
+    Args:
+        student: the model of step t, already grown by the new classes.
+        old_model: the model of step t - 1; frozen here.
+        options: constants and readings.
+        freeze_batch_norm: keep the student's batch norm statistics.
+    """
+
+    supervision = "image"
+
+    def __init__(
+        self, student: Segmenter, old_model: Segmenter, options: FMWISSConfig, freeze_batch_norm: bool = False
+    ) -> None:
+        super().__init__(student, freeze_batch_norm)
+        self.options = options
+        self.warmup_epochs = options.warmup_epochs
+        self.old_model = old_model.requires_grad_(False)
+        self.n_old = len(old_model.class_names)
+        architecture = student.architecture
+        self.teacher = Teacher(
+            student.encoder_channels,
+            len(student.class_names),
+            architecture.decoder_channels,
+            architecture.atrous_rates,
+        ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.bce = PixelBCELoss()
+        self.dcl = DenseContrastiveLoss(options.tau)
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether this epoch trains the teacher alone."""
+        return self.epoch < self.warmup_epochs
+
+    def extra_heads(self) -> list[nn.Module]:
+        return [self.teacher]
+
+    def train(self, mode: bool = True) -> FMWISS:
+        super().train(mode)
+        self.old_model.eval()
+        if mode and self.warming_up:
+            self.student.eval()
+        return self
+
+    def learnt_state(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("old_model.")}
+
+    def load_learnt_state(self, state: dict[str, Tensor]) -> None:
+        self.load_state_dict({**self.state_dict(), **state})
+
+    def training_step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        truth = Guidance.of(batch, self.options.loss_stride)
+        size = truth.valid.shape[-2:]
+        if self.warming_up:
+            # the student's encoder has not moved yet: its features are the old model's
+            with torch.inference_mode():
+                frozen = self.old_model.encode(batch.image)
+                old_logits = self.old_model.decode(frozen)[0]
+            features = frozen.clone()
+        else:
+            with torch.inference_mode():
+                old_logits = self.old_model(batch.image)
+            features = self.student.encode(batch.image)
+        old = _resize(old_logits, size).sigmoid()
+        teacher_logits, teacher_features = self.teacher(
+            features if self.options.encoder_gradient else features.detach()
+        )
+        logits = _resize(teacher_logits, size)
+        losses = self.teacher_losses(truth, logits, old)
+        if self.options.lambda_dcl > 0:
+            contrastive = Guidance.of(batch, batch.image.shape[-1] / teacher_features.shape[-1])
+            losses["new_dcl"] = self.options.lambda_dcl * self.contrastive_loss(
+                contrastive, teacher_features, generator
+            )
+        if not self.warming_up:
+            student_logits = _resize(self.student.decode(features)[0], size)
+            target = self.student_target(truth, logits.detach(), old)
+            losses["all_bce"] = self.bce(student_logits, target, truth.valid)
+        return losses
+
+    def teacher_losses(self, truth: Guidance, logits: Tensor, old: Tensor) -> dict[str, Tensor]:
+        """L_new_BCE (eq. 6) and L_old_BCE (eq. 8).
+
+        Args:
+            truth: what supervises, at the losses' resolution.
+            logits: the teacher's, ``(B, |Y_t|, H, W)``.
+            old: the old model's sigmoid outputs, ``(B, |Y_{t-1}|, H, W)``.
+        """
+        counted = truth.valid if self.options.untagged_absent else truth.valid & (truth.tags | (truth.pasted > 0))
+        return {
+            "new_bce": self.bce(logits[:, self.n_old :], truth.pseudo, counted),
+            "old_bce": self.bce(logits[:, : self.n_old], self.old_target(truth, old), truth.valid),
+        }
+
+    def contrastive_loss(self, truth: Guidance, features: Tensor, generator: torch.Generator) -> Tensor:
+        """L_new_DCL (eq. 7) on pixels of exactly one pseudo class, ``points_per_class`` of each.
+
+        Where the mini-batch holds a single new class, places without a new class stand in as its negatives.
+
+        Args:
+            truth: what supervises, at the features' resolution.
+            features: the teacher's, ``(B, D, h, w)``.
+            generator: source of the draws.
+        """
+        classes_per_place = truth.pseudo.sum(dim=1, keepdim=True)
+        labels = truth.pseudo.argmax(dim=1, keepdim=True)
+        labels = labels.masked_fill((classes_per_place != 1) | ~truth.valid, NOT_DRAWN)
+        if (torch.unique(labels) >= 0).sum() == 1:
+            labels = labels.masked_fill((classes_per_place == 0) & truth.valid, NEGATIVE_ONLY)
+        flat = labels.flatten()
+        places = sample_points(flat, self.options.points_per_class, generator)
+        points = features.permute(0, 2, 3, 1).flatten(0, 2)[places]
+        return self.dcl(points, flat[places])
+
+    def old_target(self, truth: Guidance, old: Tensor) -> Tensor:
+        """g(f_{t-1}(x)) of eq. 8 with eq. 9's values on pasted pixels, ``(B, |Y_{t-1}|, H, W)``."""
+        target = old.clone()
+        if self.options.teacher_background == "complement":
+            target[:, BACKGROUND].masked_fill_(truth.pseudo.amax(dim=1) > 0, 0.0)
+        if self.options.pasted_others == "zero":
+            target.masked_fill_(truth.pasted > 0, 0.0)
+        return _set_pasted(target, truth.pasted)
+
+    def student_target(self, truth: Guidance, logits: Tensor, old: Tensor) -> Tensor:
+        """q of eq. 10 under the configured readings, ``(B, |Y_t|, H, W)`` in [0, 1].
+
+        Shapes as in :meth:`teacher_losses`.
+        """
+        options, n_old = self.options, self.n_old
+        teacher = logits.sigmoid()
+        scores = logits
+        if options.hard_classes == "tagged":
+            scores = torch.cat([logits[:, :n_old], logits[:, n_old:].masked_fill(~truth.tags, -torch.inf)], dim=1)
+        hard = F.one_hot(scores.argmax(dim=1), logits.shape[1]).permute(0, 3, 1, 2)[:, n_old:]
+        new = options.alpha * hard + (1 - options.alpha) * teacher[:, n_old:]
+        if options.untagged_absent:
+            new = new * truth.tags
+        target = torch.cat([teacher[:, :n_old].lerp(old, options.beta), new], dim=1)
+        if options.student_background == "minimum":
+            target[:, BACKGROUND] = teacher[:, BACKGROUND].minimum(old[:, BACKGROUND])
+        elif options.student_background == "lowered":
+            target[:, BACKGROUND] = target[:, BACKGROUND].minimum(1 - new.amax(dim=1))
+        if options.pasted_student == "override":
+            target = _set_pasted(target.masked_fill_(truth.pasted > 0, 0.0), truth.pasted)
+        return target
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What a batch says about its pixels, at the resolution of a loss.
+
+    Shapes: valid ``(B, 1, H, W)`` bool, False on padding; pseudo ``(B, |C_t|, H, W)`` float, M_refine in {0, 1}, 0 on
+    pasted pixels; tags ``(B, |C_t|, 1, 1)`` bool; pasted ``(B, 1, H, W)`` integer, label of the pasted old class or 0.
+    """
+
+    valid: Tensor
+    pseudo: Tensor
+    tags: Tensor
+    pasted: Tensor
+
+    @classmethod
+    def of(cls, batch: Batch, stride: float) -> Guidance:
+        """Every ``stride``-th pixel of the batch's maps, taken at the cells' centres."""
+        if batch.pseudo is None or batch.tags is None:
+            raise ValueError("FMWISS learns from pseudo masks and tags, and the batch has none")
+        side = batch.image.shape[-1]
+        cells = torch.arange(math.ceil(side / stride), device=batch.image.device)
+        centres = ((cells + 0.5) * stride).long().clamp(max=side - 1)
+
+        def thin(maps: Tensor) -> Tensor:
+            return maps if stride == 1 else maps[..., centres[:, None], centres]
+
+        pasted = torch.zeros_like(batch.valid, dtype=torch.long) if batch.pasted is None else batch.pasted
+        return cls(
+            valid=thin(batch.valid)[:, None],
+            pseudo=thin(batch.pseudo).to(batch.image.dtype),
+            tags=batch.tags[:, :, None, None],
+            pasted=thin(pasted)[:, None],
+        )
+
+
+def _resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    if logits.shape[-2:] == size:
+        return logits.clone() if logits.is_inference() else logits
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
+def _set_pasted(target: Tensor, pasted: Tensor) -> Tensor:
+    """``target`` ``(B, C, H, W)``, changed in place: 1 at the pasted instance's own label."""
+    kept = target.gather(1, pasted)
+    return target.scatter_(1, pasted, kept.masked_fill_(pasted > 0, 1.0))

@@ -1,0 +1,166 @@
+"""Running a model over a split."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from fmwiss.data.protocols import Protocol
+from fmwiss.data.voc import VOCSource
+from fmwiss.errors import UserError
+from fmwiss.evaluation.metrics import Evaluation
+from fmwiss.models import Segmenter
+from fmwiss.reporting.progress import track
+
+VOID = 255
+MOST_WAITING = 4
+"""Batches' worth of photographs that may wait in memory for others of their shape."""
+
+ImageMode = Literal["whole", "center-crop"]
+
+
+def evaluate(
+    model: Segmenter,
+    source: VOCSource,
+    ids: Sequence[str],
+    protocol: Protocol,
+    *,
+    image: ImageMode = "whole",
+    crop_size: int = 512,
+    batch_size: int = 8,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Evaluation:
+    """Confusion of a model with the truth, exact over batches and processes.
+
+    With ``whole`` a photograph is scaled to the model's working size, and the logits are scaled bilinearly to the
+    photograph's own size, where they meet the mask. With ``center-crop`` photograph and mask are scaled so that the
+    shorter side has ``crop_size`` pixels and the central square is compared, as the peers' published tables do.
+    Void pixels are left out; pixels of classes that the model has not learnt count as background, as in the
+    literature.
+
+    Args:
+        model: the segmenter; its own modes and device are used.
+        source: where the photographs are.
+        ids: which ones.
+        protocol: the steps, of which the model has learnt the first ones.
+        image: what is compared.
+        crop_size: side of the centre crop in pixels.
+        batch_size: photographs of one size per forward pass.
+        rank: this process.
+        world_size: processes that share the work; the counts of all are summed by torchmetrics.
+    """
+    device = model.mean.device
+    labels = protocol.label_table(len(model.architecture.steps) - 1, source.class_names).long()
+    metric = MulticlassConfusionMatrix(len(model.class_names), ignore_index=VOID).to(device)
+    was_training = model.training
+    model.eval()
+
+    def read(image_id: str) -> tuple[Tensor, Tensor]:
+        photograph, mask = source.read_image(image_id), source.read_mask(image_id)
+        if image == "center-crop":
+            photograph, mask = _center_crop(photograph, mask, crop_size)
+            photograph = photograph[None]
+        else:
+            photograph = model.to_working_size(photograph)
+        return photograph, labels[mask.long()]
+
+    mine = ids[rank::world_size]
+    with ThreadPoolExecutor(1) as reader:
+        samples = track(_prefetched(reader, read, mine), "evaluating", len(mine))
+        for photographs, masks in _equal_shapes(samples, batch_size):
+            logits = model.predict_logits(torch.cat(photographs).to(device), tuple(masks[0].shape[-2:]))
+            metric.update(logits.argmax(dim=1), torch.stack(masks).to(device))
+    model.train(was_training)
+    return Evaluation.from_confusion(metric.compute().cpu(), model.architecture.steps, len(ids))
+
+
+def _prefetched(reader: ThreadPoolExecutor, read, ids: Sequence[str]) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[no-untyped-def]
+    """Read one photograph ahead of the model."""
+    pending = None
+    for image_id in ids:
+        ready, pending = pending, reader.submit(read, image_id)
+        if ready is not None:
+            yield ready.result()
+    if pending is not None:
+        yield pending.result()
+
+
+def _equal_shapes(
+    samples: Iterable[tuple[Tensor, Tensor]], batch_size: int
+) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """Batches of samples whose photographs and masks have the same shapes; at most ``MOST_WAITING`` batches wait."""
+    waiting: dict[tuple[torch.Size, torch.Size], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    for sample in samples:
+        shape = (sample[0].shape, sample[1].shape)
+        waiting[shape].append(sample)
+        if len(waiting[shape]) == batch_size:
+            yield _columns(waiting.pop(shape))
+        elif sum(map(len, waiting.values())) == MOST_WAITING * batch_size:
+            yield _columns(waiting.pop(max(waiting, key=lambda shape: len(waiting[shape]))))
+    yield from map(_columns, waiting.values())
+
+
+def _columns(samples: list[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    return [photograph for photograph, _ in samples], [mask for _, mask in samples]
+
+
+def _center_crop(photograph: Tensor, mask: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    h, w = mask.shape
+    factor = side / min(h, w)
+    size = (max(side, round(h * factor)), max(side, round(w * factor)))
+    resized = F.interpolate(photograph[None].float() / 255, size=size, mode="bilinear", antialias=True)[0]
+    nearest = F.interpolate(mask[None, None].float(), size=size, mode="nearest-exact")[0, 0].to(mask.dtype)
+    top, left = (size[0] - side) // 2, (size[1] - side) // 2
+    window = (..., slice(top, top + side), slice(left, left + side))
+    return resized[window].clamp(0, 1), nearest[window]
+
+
+def evaluate_run(
+    run: Path,
+    data: Path,
+    split: str | None = None,
+    step: int | None = None,
+    image: ImageMode | None = None,
+    device: torch.device | str = "cpu",
+) -> Evaluation:
+    """Evaluate a step of a run (the last one by default) on a split of any folder in VOC layout.
+
+    Args:
+        run: folder that ``fmwiss train`` wrote.
+        data: folder in VOC layout.
+        split: name of the list of ids; None: the configuration's validation split.
+        step: which step's model; None: the last finished one.
+        image: None: as the configuration says.
+        device: where the model runs.
+
+    Raises:
+        UserError: the run, step, split or a file does not exist or cannot be read.
+    """
+    from fmwiss.config import load_config
+    from fmwiss.models import load_segmenter
+
+    model = load_segmenter(run, step).to(device)
+    config = load_config(run / "config.yaml", [])
+    source = VOCSource(data)
+    known = set(source.class_names)
+    missing = [name for name in model.class_names[1:] if name not in known]
+    if missing:
+        raise UserError(f"{data}: its masks have no class {missing[0]!r}, which {run} has learnt.")
+    return evaluate(
+        model,
+        source,
+        source.ids(split or config.data.val_split),
+        Protocol.from_config(config.protocol),
+        image=image or config.evaluation.image,
+        crop_size=config.evaluation.crop_size,
+        batch_size=config.evaluation.batch_size,
+    )

@@ -1,0 +1,78 @@
+"""Checkpoints of a step under way: whole or absent at every moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fmwiss.errors import UserError
+from fmwiss.files import write_atomically
+from fmwiss.methods import Method
+
+MOMENTUM = "momentum_buffer"
+
+
+def save_checkpoint(folder: Path, iteration: int, method: Method, optimizer: torch.optim.Optimizer) -> None:
+    """Write the state after ``iteration`` iterations to ``folder/<iteration>/`` and drop the older ones.
+
+    The folder appears under its name by one rename, when all of it is on the disk. Random states need no place in it:
+    every draw is keyed by seed and iteration.
+    """
+    final = folder / f"{iteration:08d}"
+    temporary = folder / f".{final.name}.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    tensors = {f"method.{name}": value.contiguous() for name, value in method.learnt_state().items()}
+    tensors |= {f"optimizer.{i}": value.contiguous() for i, value in _momenta(optimizer).items()}
+    try:
+        write_atomically(temporary / "state.safetensors", lambda path: save_file(tensors, path))
+        progress = json.dumps({"iteration": iteration})
+        write_atomically(temporary / "progress.json", lambda path: path.write_text(progress))
+        os.replace(temporary, final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for path in folder.iterdir():
+        if path != final:
+            shutil.rmtree(path)
+
+
+def load_checkpoint(folder: Path, method: Method, optimizer: torch.optim.Optimizer) -> int:
+    """Restore the newest whole checkpoint, if there is one; returns the number of iterations done."""
+    found = sorted(path for path in folder.glob("[0-9]*") if path.is_dir())
+    if not found:
+        return 0
+    newest = found[-1]
+    try:
+        tensors = load_file(newest / "state.safetensors")
+        iteration = int(json.loads((newest / "progress.json").read_text())["iteration"])
+        method.load_learnt_state(_under(tensors, "method."))
+    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{newest}: this checkpoint does not fit the configuration or is damaged ({reason}); delete the folder to "
+            "start the step anew."
+        ) from error
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, momentum in _under(tensors, "optimizer.").items():
+        parameter = parameters[int(index)]
+        state: dict[str, Any] = optimizer.state[parameter]
+        state[MOMENTUM] = torch.empty_like(parameter).copy_(momentum)
+    return iteration
+
+
+def _momenta(optimizer: torch.optim.Optimizer) -> dict[int, Tensor]:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    momenta = {i: optimizer.state[p].get(MOMENTUM) for i, p in enumerate(parameters) if p in optimizer.state}
+    return {i: momentum for i, momentum in momenta.items() if momentum is not None}
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

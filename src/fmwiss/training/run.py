@@ -1,0 +1,338 @@
+"""A run: every step of an experiment in one folder, resumable at every moment."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from fmwiss.config import Config, OptimizationConfig, check_resumable, dump_config, load_config
+from fmwiss.data.datasets import MaskDataset, PseudoMaskSource, TrueMasks, WeakDataset
+from fmwiss.data.memory import CopyPaste, MemoryBank
+from fmwiss.data.protocols import Protocol
+from fmwiss.data.randomness import keyed_generator
+from fmwiss.data.tags import TagIndex
+from fmwiss.data.transforms import JointTransform
+from fmwiss.data.voc import VOCSource
+from fmwiss.errors import UserError
+from fmwiss.evaluation import Evaluation, evaluate
+from fmwiss.files import write_atomically
+from fmwiss.methods import FMWISS, Method, Supervised
+from fmwiss.models import Segmenter, finished_steps
+from fmwiss.pseudo_masks import open_pseudo_masks
+from fmwiss.training.loop import Loop
+
+BANK = "memory_bank.safetensors"
+
+
+def train(
+    config: Config,
+    data: Path,
+    weights: Path | None,
+    out: Path,
+    step: int | None = None,
+    devices: str | int = "auto",
+    precision: str = "32-true",
+    cache: Path | None = None,
+    base: Path | None = None,
+) -> dict[int, Evaluation]:
+    """Do every step of an experiment that is not done yet, or the given one.
+
+    Args:
+        config: the experiment.
+        data: folder in VOC layout.
+        weights: folder with weights by timm name, looked into before the hub.
+        out: the run's folder.
+        step: do only this step; the one before it must be finished.
+        devices: Fabric's devices: a number of processes or "auto".
+        precision: Fabric's precision, such as "32-true" or "bf16-mixed".
+        cache: where pseudo-mask stores are kept; None: the user's cache folder.
+        base: another run whose finished step 0 is taken over in place of training it; it must come from the same
+            protocol, data, segmenter, seed and base settings.
+
+    Returns:
+        The evaluation of every step done by this call.
+    """
+    fabric = Fabric(devices=devices, precision=precision)  # type: ignore[arg-type]
+    if fabric.world_size > 1:
+        # while only the teacher learns, the student's parameters get no gradient, for which DDP would wait
+        strategy = "ddp_find_unused_parameters_true"
+        fabric = Fabric(devices=devices, precision=precision, strategy=strategy)  # type: ignore[arg-type]
+    fabric.launch()
+    run = _Run(config, data, weights, out, cache, fabric)
+    run.open()
+    if base is not None:
+        run.take_base(base)
+    done = finished_steps(out)
+    if step is not None and not 0 <= step < len(run.protocol.steps):
+        raise UserError(f"--step {step}: the protocol has steps 0 to {len(run.protocol.steps) - 1}.")
+    if step is not None and step > 0 and step - 1 not in done:
+        raise UserError(f"{out}: step {step} starts from step {step - 1}, which is not finished; train that first.")
+    wanted = range(len(run.protocol.steps)) if step is None else [step]
+    return {t: run.do_step(t) for t in wanted if t not in done}
+
+
+@dataclass
+class _Run:
+    config: Config
+    data: Path
+    weights: Path | None
+    folder: Path
+    cache: Path | None
+    fabric: Fabric
+
+    def __post_init__(self) -> None:
+        self.source = VOCSource(self.data)
+        self.protocol = Protocol.from_config(self.config.protocol)
+        options = self.config.data
+        self.transform = JointTransform(options.crop_size, options.resize, options.scale, options.flip)
+
+    def open(self) -> None:
+        """Write the resolved configuration, or check that the one that lies there is the same."""
+        path = self.folder / "config.yaml"
+        if path.is_file():
+            check_resumable(load_config(path), self.config, self.folder)
+        elif self.fabric.is_global_zero:
+            write_atomically(path, lambda file: file.write_text(dump_config(self.config)))
+        self.fabric.barrier()
+
+    def take_base(self, base: Path) -> None:
+        """Copy the finished step 0 of another run, unless this run has its own."""
+        has_own = 0 in finished_steps(self.folder)
+        self.fabric.barrier()  # every process has looked before the first one copies
+        if has_own:
+            return
+        if 0 not in finished_steps(base):
+            raise UserError(f"{base}: its step 0 is not finished; train it first.")
+        theirs, ours = _base_settings(load_config(base / "config.yaml")), _base_settings(self.config)
+        for name, value in ours.items():
+            if theirs[name] != value:
+                raise UserError(
+                    f"{base}: its base model was trained with {name} = {theirs[name]}, and the configuration says "
+                    f"{value}; give a base run of the same settings."
+                )
+        if self.fabric.is_global_zero:
+            temporary = self.folder / ".step0.tmp"
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.copytree(base / "step0", temporary, ignore=shutil.ignore_patterns("state"))
+            shutil.rmtree(self.folder / "step0", ignore_errors=True)
+            temporary.rename(self.folder / "step0")
+        self.fabric.barrier()
+
+    def do_step(self, t: int) -> Evaluation:
+        """Train step ``t``, write its model, and evaluate it."""
+        started = time.monotonic()
+        training, folder = self.config.training, self.folder / f"step{t}"
+        options = training.step0 if t == 0 else training.steps
+        ids = self.source.ids(self.config.data.train_split)
+        tags = self._tags(ids)
+        chosen = self._fraction(self.protocol.select(t, tags, ids))
+        if not chosen:
+            raise UserError(
+                f"{self.data}: no photograph of {self.config.data.train_split} is tagged with a class of step {t} "
+                f"({', '.join(self.protocol.new(t))})."
+            )
+        seed_everything = keyed_generator(training.seed, "step", t)
+        torch.manual_seed(int(torch.randint(2**62, (1,), generator=seed_everything)))
+        method = self._base_method(options) if t == 0 else self._method(t, options)
+        new_tags = {i: tags[i] & frozenset(self.protocol.new(t)) for i in chosen}
+        dataset = self._mask_dataset(chosen) if t == 0 else self._weak_dataset(t, chosen, new_tags)
+        prepared = time.monotonic()
+        loop = Loop(
+            fabric=self.fabric,
+            options=options,
+            folder=folder,
+            seed=training.seed,
+            step=t,
+            workers=self.config.data.workers,
+            checkpoint_every=training.checkpoint_every,
+            gradient_clip=training.gradient_clip,
+            validate_every=training.validate_every,
+            validate=lambda: self._evaluate(method.student).as_dict(),
+            description=f"step {t}",
+        )
+        loop.run(method, dataset, len(chosen))
+        trained = time.monotonic()
+        method.student.eval()
+        if self.fabric.is_global_zero:
+            self._keep_memory(t, chosen, new_tags, method.student)
+        self.fabric.barrier()
+        result = self._evaluate(method.student)
+        if self.fabric.is_global_zero:
+            minutes = {
+                "preparation": (prepared - started) / 60,
+                "training": (trained - prepared) / 60,
+                "all": (time.monotonic() - started) / 60,
+            }
+            self._finish(folder, method.student, result, minutes, len(chosen))
+        self.fabric.barrier()
+        return result
+
+    def _finish(
+        self, folder: Path, student: Segmenter, result: Evaluation, minutes: Mapping[str, float], images: int
+    ) -> None:
+        summary = {
+            **result.as_dict(),
+            "split": self.config.data.val_split,
+            "training_images": images,
+            "minutes": {name: round(value, 2) for name, value in minutes.items()},
+            "peak_memory_gib": round(_peak_memory_gib(self.fabric.device), 2),
+            "diagnostic": self.config.cosegmentation.source == "true-masks" and result.step > 0,
+        }
+        text = json.dumps(summary, indent=1) + "\n"
+        write_atomically(folder / "evaluation.json", lambda path: path.write_text(text))
+        student.save(folder)
+        shutil.rmtree(folder / "state", ignore_errors=True)
+
+    def _tags(self, ids: list[str]) -> TagIndex:
+        cache = self.folder / "tags.json"
+        if self.fabric.is_global_zero:
+            TagIndex.load_or_build(self.source, ids, self.config.data.tags, cache)
+        self.fabric.barrier()
+        return TagIndex.load_or_build(self.source, ids, self.config.data.tags, cache)
+
+    def _fraction(self, ids: list[str]) -> list[str]:
+        """A random share of the photographs, in their order (Table 10)."""
+        if self.config.data.fraction == 1:
+            return ids
+        generator = keyed_generator(self.config.training.seed, "fraction")
+        kept = torch.randperm(len(ids), generator=generator)[: max(1, round(self.config.data.fraction * len(ids)))]
+        return [ids[i] for i in sorted(kept.tolist())]
+
+    def _base_method(self, options: OptimizationConfig) -> Method:
+        config = self.config
+        student = Segmenter.from_config(config.segmenter, self.protocol.new(0), config.data.resize, self.weights)
+        return Supervised(student, options.freeze_batch_norm)
+
+    def _method(self, t: int, options: OptimizationConfig) -> Method:
+        previous = self.folder / f"step{t - 1}"
+        student, old_model = Segmenter.load(previous), Segmenter.load(previous)
+        expected = self.config.segmenter
+        if student.architecture.encoder != expected.encoder:
+            raise UserError(
+                f"{previous}: is a checkpoint of encoder {student.architecture.encoder}, and the configuration's "
+                f"segmenter.encoder is {expected.encoder}; they must be the same."
+            )
+        student.add_step(self.protocol.new(t), expected.classifier_init)
+        return FMWISS(student, old_model, self.config.method, options.freeze_batch_norm)
+
+    def _mask_dataset(self, ids: list[str]) -> MaskDataset:
+        table = self.protocol.label_table(0, self.source.class_names)
+        return MaskDataset(self.source, ids, table, self.transform, self.config.training.seed)
+
+    def _weak_dataset(self, t: int, ids: list[str], tags: Mapping[str, frozenset[str]]) -> WeakDataset:
+        config, seed = self.config, self.config.training.seed
+        pseudo_masks: PseudoMaskSource
+        if config.cosegmentation.source == "true-masks":
+            pseudo_masks = TrueMasks(self.source, self.source.class_names)
+        else:
+            pseudo_masks = open_pseudo_masks(
+                config.cosegmentation, self.source, ids, tags, self.weights, self.cache, self.fabric.device, seed
+            )
+        return WeakDataset(
+            self.source,
+            ids,
+            tags,
+            self.protocol.new(t),
+            self.transform,
+            seed,
+            pseudo_masks,
+            self._copy_paste(t),
+        )
+
+    def _copy_paste(self, t: int) -> CopyPaste | None:
+        options, data = self.config.copy_paste, self.config.data
+        if options.bank_size == 0 or options.probability == 0:
+            return None
+        path = self.folder / f"step{t - 1}" / BANK
+        if not path.is_file():
+            raise UserError(
+                f"{path}: the memory bank of the old classes is missing; train step {t - 1} with copy_paste.bank_size "
+                "> 0, or set copy_paste.bank_size=0."
+            )
+        labels = {name: label for label, name in enumerate(self.protocol.old(t), start=1)}
+        bank = MemoryBank.load(path)
+        return CopyPaste(bank, labels, options.probability, data.scale, data.resize, self.config.training.seed)
+
+    def _keep_memory(
+        self, t: int, ids: list[str], tags: Mapping[str, frozenset[str]], student: Segmenter
+    ) -> None:
+        """Write the memory bank that the next step draws from."""
+        options, seed = self.config.copy_paste, self.config.training.seed
+        if options.bank_size == 0:
+            return
+        path = self.folder / f"step{t}" / BANK
+        if t == 0:
+            table = self.protocol.label_table(0, self.source.class_names)
+            bank = MemoryBank.build(
+                self.source, ids, table, self.protocol.seen(0), options.bank_size, options.min_area, seed
+            )
+        else:
+            bank = MemoryBank.load(self.folder / f"step{t - 1}" / BANK)
+            if options.learnt_classes:
+                self._add_learnt(bank, t, ids, tags, student)
+        bank.save(path)
+
+    def _add_learnt(
+        self, bank: MemoryBank, t: int, ids: list[str], tags: Mapping[str, frozenset[str]], student: Segmenter
+    ) -> None:
+        """Classes learnt from tags enter the bank with the model's own masks."""
+        options = self.config.copy_paste
+        for label, name in enumerate(self.protocol.new(t), start=1 + len(self.protocol.old(t))):
+            tagged = [i for i in ids if name in tags[i]]
+            generator = keyed_generator(self.config.training.seed, "memory", t, name)
+            for index in torch.randperm(len(tagged), generator=generator).tolist():
+                if bank.count(name) == options.bank_size:
+                    break
+                image = self.source.read_image(tagged[index])
+                bank.add(name, image, student.predict(image).cpu() == label, options.min_area)
+
+    def _evaluate(self, student: Segmenter) -> Evaluation:
+        options = self.config.evaluation
+        if self.fabric.world_size > 1:
+            # every process has batch norm statistics of its own photographs; the first one's are those that are saved
+            for buffer in student.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+        with self.fabric.autocast() if self.fabric.device.type == "cuda" else nullcontext():
+            return evaluate(
+                student,
+                self.source,
+                self.source.ids(self.config.data.val_split),
+                self.protocol,
+                image=options.image,
+                crop_size=options.crop_size,
+                batch_size=options.batch_size,
+                rank=self.fabric.global_rank,
+                world_size=self.fabric.world_size,
+            )
+
+
+def _base_settings(config: Config) -> dict[str, Any]:
+    """What a base model depends on."""
+    return {
+        "protocol": (Protocol.from_config(config.protocol).new(0), config.protocol.setting),
+        "data": config.data.model_copy(update={"workers": 0}),
+        "segmenter": config.segmenter.model_copy(update={"classifier_init": "plain"}),
+        "training.step0": config.training.step0,
+        "training.seed": config.training.seed,
+        "copy_paste.bank_size": config.copy_paste.bank_size if config.copy_paste.bank_size else "any",
+        "copy_paste.min_area": config.copy_paste.min_area,
+    }
+
+
+def _peak_memory_gib(device: torch.device) -> float:
+    """Largest resident memory of this process so far, or largest memory allocated on the GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)

@@ -1,0 +1,407 @@
+"""The command line: ``fmwiss train``, ``evaluate``, ``predict``, ``pseudo-masks``, ``classes`` and ``demo``.
+
+Results go to standard output, everything else to standard error. Whatever the user can set right is told in one
+sentence with exit code 2 and without a traceback. Heavy modules are imported by the commands that need them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fmwiss import __version__
+from fmwiss.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from rich.table import Table
+
+app = typer.Typer(
+    name="fmwiss",
+    help="Teach a semantic-segmentation model new classes from photographs that carry only tags.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class EvaluationImage(str, Enum):
+    """What of a photograph is compared with its mask."""
+
+    WHOLE = "whole"
+    CENTER_CROP = "center-crop"
+
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="Experiment file (YAML).", show_default=False)]
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Folder that 'fmwiss train' wrote.", show_default=False)
+]
+DataFolder = Annotated[Path, typer.Option("--data", help="Data set in VOC's layout.", show_default=False)]
+WeightsFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        help="Folder of pretrained weights, <timm name>.safetensors; what it lacks is downloaded.",
+        show_default=False,
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the experiment file; repeatable."),
+]
+CacheFolder = Annotated[
+    Path | None,
+    typer.Option("--cache", help="Where what the foundation models say is kept; by default the user's cache folder."),
+]
+Split = Annotated[
+    str | None, typer.Option("--split", help="List in ImageSets/Segmentation; by default the experiment file's.")
+]
+Step = Annotated[int | None, typer.Option("--step", min=0, help="Step whose model is used; by default the last.")]
+Device = Annotated[str, typer.Option("--device", help="Torch device, or auto: a GPU where there is one.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(f"fmwiss {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    config: ConfigFile,
+    data: DataFolder,
+    out: Annotated[Path, typer.Option("--out", help="The run's folder; an unfinished run goes on.")],
+    weights: WeightsFolder = None,
+    step: Annotated[int | None, typer.Option("--step", min=0, help="Do this step only.")] = None,
+    overrides: Overrides = None,
+    base: Annotated[
+        Path | None, typer.Option("--base", help="Run whose finished step 0 is taken over in place of training it.")
+    ] = None,
+    devices: Annotated[str, typer.Option("--devices", help="Number of processes, or auto.")] = "auto",
+    precision: Annotated[str, typer.Option("--precision", help="Such as 32-true, 16-mixed or bf16-mixed.")] = "32-true",
+    cache: CacheFolder = None,
+) -> None:
+    """Do every step that is not done yet: step 0 from masks, the others from tags."""
+    from fmwiss.config import load_config
+
+    experiment = load_config(config, overrides or [])
+    processes = _devices(devices)
+    with _results_only():
+        from fmwiss.training.run import train as train_run
+
+        evaluations = train_run(experiment, data, weights, out, step, processes, _precision(precision), cache, base)
+    if not _is_first_process():
+        return
+    if not evaluations:
+        _say(f"{out}: nothing to do, {'every step' if step is None else f'step {step}'} is finished already.")
+    from fmwiss.reporting.tables import evaluation_table
+
+    for number, evaluation in evaluations.items():
+        _print(f"{out}, step {number}, {evaluation.images} photographs", evaluation_table(evaluation.as_dict()))
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    data: DataFolder,
+    split: Split = None,
+    step: Step = None,
+    image: Annotated[
+        EvaluationImage | None,
+        typer.Option("--image", help="Whole photographs, or the peers' centre crop; by default the experiment file's."),
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Compare a run's predictions with the masks of a data set."""
+    with _results_only():
+        from fmwiss.evaluation import evaluate_run
+
+        evaluation = evaluate_run(run, data, split, step, image.value if image else None, _device(device))
+    if as_json:
+        print(json.dumps(evaluation.as_dict()))
+        return
+    from fmwiss.reporting.tables import evaluation_table
+
+    _print(f"{run}, step {evaluation.step}, {evaluation.images} photographs", evaluation_table(evaluation.as_dict()))
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    photographs: Annotated[
+        list[Path], typer.Argument(metavar="PHOTO...", help="Photographs of any size.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the pictures.", show_default=False)],
+    step: Step = None,
+    device: Device = "auto",
+) -> None:
+    """Segment photographs: for each an indexed PNG in VOC's palette and an overlay with a legend."""
+    _check_photographs(photographs)
+    with _results_only():
+        from fmwiss.data.photographs import read_photograph
+        from fmwiss.models import load_segmenter
+        from fmwiss.reporting.pictures import overlay, save_indexed_png, save_png
+        from fmwiss.reporting.progress import track
+
+        model = load_segmenter(run, step).to(_device(device))
+        for path in track(photographs, "predicting"):
+            photograph = read_photograph(path)
+            labels = model.predict(photograph).cpu()
+            save_indexed_png(labels, model.class_names, out / f"{path.stem}.png")
+            save_png(overlay(photograph, labels, model.class_names), out / f"{path.stem}_overlay.png")
+    _say(f"{len(photographs)} predictions and as many overlays are in {out}.")
+
+
+@app.command("pseudo-masks")
+def pseudo_masks(
+    config: ConfigFile,
+    data: DataFolder,
+    out: Annotated[Path, typer.Option("--out", help="Folder for masks and pictures.", show_default=False)],
+    weights: WeightsFolder = None,
+    compare: Annotated[bool, typer.Option("--evaluate", help="Compare with the ground truth, stage by stage.")] = False,
+    split: Split = None,
+    step: Annotated[int | None, typer.Option("--step", min=0, help="Classes of this step only.")] = None,
+    classes: Annotated[
+        str | None, typer.Option("--classes", metavar="NAME,...", help="These classes, or all; in place of --step.")
+    ] = None,
+    pictures: Annotated[int, typer.Option("--pictures", min=0, help="Photographs to draw the stages of.")] = 16,
+    overrides: Overrides = None,
+    cache: CacheFolder = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Make the pseudo masks of tagged photographs: by default of all classes that are learnt from tags."""
+    from fmwiss.config import load_config
+
+    if as_json and not compare:
+        raise UserError("--json prints the figures of --evaluate, so give both")
+    experiment = load_config(config, overrides or [])
+    split = split or experiment.data.train_split
+    with _results_only():
+        from fmwiss.data.tags import TagIndex
+        from fmwiss.data.voc import VOCSource
+        from fmwiss.pseudo_masks import evaluate_pseudo_masks, open_pseudo_masks
+        from fmwiss.reporting.pictures import save_masks, save_png, side_by_side
+        from fmwiss.reporting.progress import track
+
+        source = VOCSource(data)
+        names = _classes_of(experiment.protocol, step, classes)
+        ids = source.ids(split)
+        index = TagIndex.load_or_build(source, ids, experiment.data.tags, out / "tags.json")
+        tags = {image_id: index[image_id] & set(names) for image_id in ids if index[image_id] & set(names)}
+        if not tags:
+            raise UserError(f"{data}: no photograph of {split} is tagged with {', '.join(names)}")
+        seed, options = experiment.training.seed, experiment.cosegmentation
+        masks = open_pseudo_masks(options, source, list(tags), tags, weights, cache, _device(device), seed)
+        for number, image_id in enumerate(track(tags, "writing masks")):
+            tagged = [name for name in names if name in tags[image_id]]
+            stages = masks.stages(image_id, tagged, epoch=0)
+            photograph = source.read_image(image_id)
+            save_masks(stages["refined"], tagged, photograph.shape[-2:], out / "masks", image_id)
+            if number < pictures:
+                save_png(side_by_side(photograph, stages, tagged), out / "pictures" / f"{image_id}.png")
+        figures = evaluate_pseudo_masks(masks, source, list(tags), tags, names, progress=track) if compare else None
+    _say(f"Masks of {len(tags)} photographs are in {out / 'masks'}, pictures of the stages in {out / 'pictures'}.")
+    if figures is None:
+        return
+    if as_json:
+        print(json.dumps({"split": split, **figures}))
+        return
+    from fmwiss.reporting.tables import stages_table
+
+    _print(f"IoU of pseudo masks in per cent, {split}, {figures['images']} photographs", stages_table(figures))
+
+
+@app.command()
+def classes(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Class names.", show_default=False)],
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Experiment file; without one, imagenet-names' own tables.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Print what stands for class names in the vision-language model: WordNet synsets or prompts."""
+    from fmwiss.config import Config, load_config
+
+    if config is None and overrides:
+        raise UserError("--set changes an experiment file's keys, so give one with --config")
+    if config is None:
+        experiment = Config.model_validate({"cosegmentation": {"vision_language": {"name": "imagenet-names"}}})
+    else:
+        experiment = load_config(config, overrides or [])
+    with _results_only():
+        from fmwiss.foundation import describe_classes
+
+        found = describe_classes(names, experiment.cosegmentation.vision_language)
+    for name, rows in found:
+        print(f"{name}: {len(rows)}")
+        for row, words in rows:
+            print(f"  {row}  {words}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for everything that it writes.")] = Path("demo"),
+) -> None:
+    """Run all commands in small on generated pictures, without downloads; takes about a minute."""
+    from fmwiss.demo import run_demo
+
+    run_demo(out)
+
+
+def main() -> None:
+    """Entry point of the program ``fmwiss``."""
+    raise SystemExit(run())
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code.
+
+    Args:
+        arguments: without the program's name; None takes the process's own.
+
+    Returns:
+        0, or 2 after a sentence on standard error about what the user has to set right, or 130 when interrupted.
+        Any other exception is a bug and passes with its traceback.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = app(args=words or ["--help"], prog_name="fmwiss", standalone_mode=False)
+    except KeyboardInterrupt:
+        _say("fmwiss: interrupted; the same command goes on where it was.")
+        return 130
+    except BrokenPipeError:
+        # The reader of standard output (such as head) has gone; nothing must be flushed there at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
+        _say(f"fmwiss: {sentence.rstrip('.')}.")
+        return 2
+    return code if isinstance(code, int) else 0
+
+
+def _sentence(error: BaseException) -> str | None:
+    """What the user is told about an exception, or None if it is a bug."""
+    if isinstance(error, UserError):
+        # A loader process's exception arrives as a whole traceback with the sentence in its last line.
+        return str(error).rpartition("fmwiss.errors.UserError: ")[2].strip()
+    if isinstance(error, typer.BadParameter.__mro__[1]):  # UsageError, which typer keeps in different places
+        return f"{error.format_message().rstrip('.')} (see {_command_of(error)} --help)"  # type: ignore[attr-defined]
+    if "No space left on device" in str(error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        where = f" for {error.filename}" if isinstance(error, OSError) and error.filename else ""
+        return f"the disk is full{where}; free some space and give the same command again, it goes on where it was"
+    if isinstance(error, FileExistsError | NotADirectoryError) and error.filename:
+        return f"{error.filename} is a file where a folder is needed"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "the memory does not suffice; give a smaller batch_size or crop_size with --set"
+    return None
+
+
+def _command_of(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    return context.command_path if context is not None else "fmwiss"
+
+
+@contextlib.contextmanager
+def _results_only() -> Iterator[None]:
+    """Sends what libraries print to standard error: standard output is for results."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _print(title: str, table: Table) -> None:
+    from rich.console import Console
+
+    print(title)
+    Console().print(table)
+
+
+def _is_first_process() -> bool:
+    from lightning_fabric.utilities.rank_zero import rank_zero_only
+
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _devices(text: str) -> str | int:
+    if text == "auto":
+        return text
+    if not text.isdecimal() or int(text) == 0:
+        raise UserError(f"--devices {text}: must be auto or a number of processes from 1")
+    return int(text)
+
+
+def _precision(text: str) -> str:
+    known = ("32-true", "16-mixed", "bf16-mixed", "64-true")
+    if text not in known:
+        raise UserError(f"--precision {text}: must be one of {', '.join(known)}")
+    return text
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {name}: there is no such device here; give auto, cpu or cuda:0") from error
+
+
+def _check_photographs(paths: Sequence[Path]) -> None:
+    """Find what is wrong with the list before the model is loaded."""
+    stems: dict[str, Path] = {}
+    for path in paths:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; give its photographs, as in {path}/*.jpg")
+        if not path.is_file():
+            raise UserError(f"there is no photograph {path}")
+        if path.stem in stems and stems[path.stem] != path:
+            raise UserError(f"{stems[path.stem]} and {path} would both be written to {path.stem}.png; rename one")
+        stems[path.stem] = path
+
+
+def _classes_of(protocol: Any, step: int | None, classes: str | None) -> tuple[str, ...]:
+    """The classes that ``pseudo-masks`` is about."""
+    from fmwiss.data.protocols import Protocol
+    from fmwiss.data.voc import VOC_CLASSES, canonical_class_name
+
+    steps = Protocol.from_config(protocol)
+    if classes is not None and step is not None:
+        raise UserError("give either --classes or --step, not both")
+    if classes == "all":
+        return tuple(name for names in steps.steps for name in names)
+    if classes is not None:
+        given = [name.strip() for name in classes.split(",") if name.strip()]
+        if not given:
+            raise UserError("--classes names no class; give names with commas between them")
+        return tuple(dict.fromkeys(canonical_class_name(name, VOC_CLASSES) for name in given))
+    if step is not None:
+        return steps.new(step)
+    learnt = tuple(name for names in steps.steps[1:] for name in names)
+    if not learnt:
+        raise UserError("the protocol has no step that learns from tags; name the classes with --classes")
+    return learnt

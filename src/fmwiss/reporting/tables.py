@@ -1,0 +1,52 @@
+"""Figures as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+
+def evaluation_table(figures: Mapping[str, Any]) -> Table:
+    """IoU of every class and the means, in per cent; a dash where there is nothing to measure.
+
+    Args:
+        figures: what ``Evaluation.as_dict`` gives.
+    """
+    table = _table("class", ["IoU"])
+    for name, value in figures["iou"].items():
+        table.add_row(name, per_cent(value))
+    table.add_section()
+    for name, value in figures["miou"].items():
+        table.add_row(f"mIoU {name}", per_cent(value))
+    table.add_row("pixel accuracy", per_cent(figures["pixel_accuracy"]))
+    return table
+
+
+def stages_table(figures: Mapping[str, Any]) -> Table:
+    """IoU of every class at every stage of co-segmentation, and the means, in per cent.
+
+    Args:
+        figures: what ``evaluate_pseudo_masks`` gives: stage -> ``{"iou": {class: IoU}, "miou": mean}``, and ``images``.
+    """
+    stages = {name: stage for name, stage in figures.items() if name != "images"}
+    table = _table("class", list(stages))
+    for name in next(iter(stages.values()))["iou"]:
+        table.add_row(name, *(per_cent(stage["iou"][name]) for stage in stages.values()))
+    table.add_section()
+    table.add_row("mIoU", *(per_cent(stage["miou"]) for stage in stages.values()))
+    return table
+
+
+def per_cent(value: float | None) -> str:
+    """One decimal, as the field's tables have it."""
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _table(first: str, columns: list[str]) -> Table:
+    table = Table()
+    table.add_column(first, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table

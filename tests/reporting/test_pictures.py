@@ -1,0 +1,124 @@
+"""Predictions and masks as pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fmwiss.data.voc import VOC_CLASSES, voc_palette
+from fmwiss.reporting.pictures import (
+    class_colours,
+    overlay,
+    picture_indices,
+    save_indexed_png,
+    save_masks,
+    save_png,
+    side_by_side,
+)
+
+NAMES = ("background", "sofa", "bird")
+
+
+def halves() -> torch.Tensor:
+    """Left half background, upper right sofa, lower right bird; 40 x 60."""
+    labels = torch.zeros(40, 60, dtype=torch.uint8)
+    labels[:20, 30:], labels[20:, 30:] = 1, 2
+    return labels
+
+
+def test_indices_are_vocs_ids_when_all_classes_are_vocs() -> None:
+    assert picture_indices(NAMES)[:3].tolist() == [0, VOC_CLASSES.index("sofa") + 1, VOC_CLASSES.index("bird") + 1]
+    assert picture_indices(("background", *VOC_CLASSES)).tolist() == list(range(256))
+
+
+def test_indices_are_the_models_labels_otherwise() -> None:
+    assert picture_indices(("background", "sofa", "zebra")).tolist() == list(range(256))
+
+
+def test_an_indexed_png_reads_back_as_vocs_masks_do(tmp_path: Path) -> None:
+    save_indexed_png(halves(), NAMES, tmp_path / "new" / "a.png")
+    with Image.open(tmp_path / "new" / "a.png") as picture:
+        assert (picture.mode, picture.size) == ("P", (60, 40))
+        palette = picture.getpalette()
+        assert palette is not None and palette == voc_palette()[: len(palette)]
+        stored = np.array(picture)
+    assert (stored[:, :30] == 0).all() and (stored[:20, 30:] == 18).all() and (stored[20:, 30:] == 3).all()
+    assert list((tmp_path / "new").iterdir()) == [tmp_path / "new" / "a.png"]
+
+
+def test_an_overlay_blends_the_classes_and_leaves_the_background() -> None:
+    image = torch.full((3, 40, 60), 100, dtype=torch.uint8)
+    picture = overlay(image, halves(), NAMES)
+    pixels = np.array(picture)
+    assert picture.mode == "RGB" and picture.width >= 60 and picture.height > 40
+    assert (pixels[:40, :28] == 100).all()
+    for name, row in (("sofa", 10), ("bird", 30)):
+        expected = [round(0.45 * 100 + 0.55 * channel) for channel in class_colours(NAMES)[name]]
+        assert pixels[row, 45].tolist() == expected
+
+
+def test_the_legend_shows_the_colours_of_the_classes_present_only() -> None:
+    image = torch.full((3, 40, 60), 100, dtype=torch.uint8)
+    labels = halves()
+    labels[labels == 2] = 0
+    legend = np.array(overlay(image, labels, NAMES))[40:]
+    colours = {tuple(pixel) for pixel in legend.reshape(-1, 3).tolist()}
+    assert class_colours(NAMES)["sofa"] in colours
+    assert class_colours(NAMES)["bird"] not in colours
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 200), (300, 5)])
+def test_overlays_of_odd_sizes_and_of_background_alone(size: tuple[int, int]) -> None:
+    image = torch.zeros(3, *size, dtype=torch.uint8)
+    picture = overlay(image, torch.zeros(size, dtype=torch.uint8), NAMES)
+    assert picture.width >= size[1] and picture.height > size[0]
+
+
+def test_the_legend_of_many_classes_takes_several_lines() -> None:
+    labels = torch.arange(21, dtype=torch.uint8).repeat_interleave(10).expand(50, 210)
+    one = overlay(torch.zeros(3, 50, 210, dtype=torch.uint8), labels.clamp(max=1), ("background", *VOC_CLASSES))
+    many = overlay(torch.zeros(3, 50, 210, dtype=torch.uint8), labels, ("background", *VOC_CLASSES))
+    assert many.width == 210 and many.height > one.height + 3 * (one.height - 50)
+
+
+def test_stages_stand_side_by_side_one_row_a_class() -> None:
+    image = torch.full((3, 20, 30), 100, dtype=torch.uint8)
+    coarse = torch.tensor([[[True, False]], [[False, False]]])  # class 0 in the left half, class 1 nowhere
+    picture = side_by_side(image, {"init": coarse, "refined": ~coarse}, ["sofa", "bird"])
+    pixels = np.array(picture)
+    assert picture.width == 3 * 30 + 2 * 4
+    title = picture.height // 2 - 20
+    tinted = [round(0.45 * 100 + 0.55 * channel) for channel in class_colours(NAMES)["sofa"]]
+    assert pixels[title + 10, 34 + 5].tolist() == tinted and pixels[title + 10, 34 + 25].tolist() == [100] * 3
+    assert pixels[title + 10, 68 + 5].tolist() == [100] * 3 and pixels[title + 10, 68 + 25].tolist() == tinted
+
+
+def test_masks_are_written_at_the_photographs_size(tmp_path: Path) -> None:
+    coarse = torch.tensor([[[True, False], [False, True]], [[False, False], [True, False]]])
+    save_masks(coarse, ["potted plant", "bird"], (5, 7), tmp_path, "x")
+    with Image.open(tmp_path / "x_potted_plant.png") as picture:
+        stored = np.array(picture)
+    # pixel centres (i + .5) / 5 and (j + .5) / 7 against the middle
+    rows, columns = (np.arange(5) + 0.5) / 5 >= 0.5, (np.arange(7) + 0.5) / 7 >= 0.5
+    assert (stored == (rows[:, None] == columns[None])).all()
+    assert (tmp_path / "x_bird.png").is_file()
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    save_png(Image.new("RGB", (2, 2)), path)
+    before = path.read_bytes()
+
+    def fail(self: Image.Image, target: Path, format: str) -> None:
+        Path(target).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(OSError, match="No space"):
+        save_png(Image.new("RGB", (4, 4)), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,475 @@
+"""The command line: what it prints where, and what it says about wrong input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import save_file
+
+from fmwiss import cli
+from fmwiss.config import Config, dump_config
+from fmwiss.errors import UserError
+from fmwiss.models.segmenter import Architecture, Segmenter
+
+BASE, NEW = ("aeroplane", "bicycle", "bird", "boat"), ("sheep", "sofa")
+EXPERIMENT: dict[str, Any] = {
+    "protocol": {"steps": [list(BASE), list(NEW)], "setting": "overlap"},
+    "data": {"crop_size": 32, "resize": 32, "workers": 0},
+    "segmenter": {
+        "encoder": "test_efficientnet",
+        "pretrained": False,
+        "decoder_channels": 8,
+        "atrous_rates": [1, 1, 1],
+    },
+    "cosegmentation": {
+        "vision_language": {"name": "imagenet-names", "model": "test_efficientnet", "tag": None, "input_size": 160},
+        "self_supervised": {"model": "test_vit", "input_size": 160},
+    },
+    "copy_paste": {"bank_size": 2},
+    "method": {"warmup_epochs": 0},
+    "training": {"step0": {"epochs": 1, "batch_size": 4}, "steps": {"epochs": 1, "batch_size": 4}},
+}
+
+
+class World:
+    """Everything a command needs, right as it stands: each test breaks one thing."""
+
+    def __init__(self, folder: Path, data: Path) -> None:
+        self.folder, self.data = folder, folder / "data"
+        shutil.copytree(data, self.data)
+        self.experiment, self.run, self.out = folder / "experiment.yaml", folder / "run", folder / "out"
+        self.experiment.write_text(yaml.safe_dump(EXPERIMENT))
+        self.weights = folder / "weights"
+        self.weights.mkdir()
+        self.photograph = self.data / "JPEGImages" / "val_000000.jpg"
+
+    def write(self, name: str, content: str | bytes = "") -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    def experiment_with(self, **sections: Any) -> Path:
+        return self.write("changed.yaml", yaml.safe_dump({**EXPERIMENT, **sections}))
+
+    def make_run(self, steps: Sequence[Sequence[str]] = (BASE,)) -> Path:
+        """An untrained model in the place of a trained one."""
+        architecture = Architecture(
+            encoder="test_efficientnet",
+            output_stride=16,
+            decoder_channels=8,
+            atrous_rates=(1, 1, 1),
+            dropout=0.5,
+            steps=tuple(tuple(step) for step in steps),
+            resize=32,
+        )
+        torch.manual_seed(0)
+        Segmenter(architecture).save(self.run / f"step{len(steps) - 1}")
+        (self.run / "config.yaml").write_text(dump_config(Config.model_validate(EXPERIMENT)))
+        return self.run
+
+    def train(self, *more: object, config: Path | None = None, data: Path | None = None) -> list[object]:
+        return ["train", config or self.experiment, "--data", data or self.data, "--out", self.out, *more]
+
+    def evaluate(self, *more: object, data: Path | None = None) -> list[object]:
+        return ["evaluate", self.run, "--data", data or self.data, *more]
+
+    def predict(self, *photographs: object) -> list[object]:
+        return ["predict", self.run, *photographs, "--out", self.out]
+
+    def pseudo_masks(self, *more: object) -> list[object]:
+        common = ["--data", self.data, "--weights", self.weights, "--out", self.out, "--cache", self.folder / "cache"]
+        return ["pseudo-masks", self.experiment, *common, *more]
+
+    def make_weights(self) -> None:
+        import timm
+
+        for name in ("test_efficientnet", "test_vit"):
+            torch.manual_seed(0)
+            save_file(timm.create_model(name, pretrained=False).state_dict(), self.weights / f"{name}.safetensors")
+
+
+@pytest.fixture
+def world(tmp_path: Path, tiny_voc: Path) -> World:
+    return World(tmp_path, tiny_voc)
+
+
+def run(words: Sequence[object]) -> int:
+    return cli.run([str(word) for word in words])
+
+
+# ------------------------------------------------------------------------------------------------------- right input
+
+
+def test_help_is_quick_and_loads_no_heavy_module() -> None:
+    code = (
+        "import sys, time; start = time.monotonic()\n"
+        "from fmwiss.cli import run\n"
+        "code = run(['--help']); seconds = time.monotonic() - start\n"
+        "heavy = {'torch', 'timm', 'pydantic.main', 'fmwiss.config'} & set(sys.modules) - {'pydantic.main'}\n"
+        "assert code == 0 and not heavy, heavy\n"
+        "print(seconds, file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for command in ("train", "evaluate", "predict", "pseudo-masks", "classes", "demo"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["predict"], ["pseudo-masks"], ["classes"], ["demo"]])
+def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*command, "--help"]) == 0
+    assert "Usage" in capsys.readouterr().out
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    import fmwiss
+
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"fmwiss {fmwiss.__version__}\n"
+
+
+def test_evaluate_prints_a_table_or_exactly_one_json_object(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.make_run()
+    assert run(world.evaluate()) == 0
+    table = capsys.readouterr().out
+    assert "mIoU old" in table and "boat" in table
+    assert run(world.evaluate("--json", "--split", "val", "--step", "0")) == 0
+    printed = capsys.readouterr().out
+    figures = json.loads(printed)
+    assert printed.count("\n") == 1
+    assert list(figures) == ["step", "images", "miou", "pixel_accuracy", "iou"]
+    assert (figures["step"], figures["images"], figures["miou"]["new"]) == (0, 8, None)
+    assert list(figures["iou"]) == ["background", *BASE]
+
+
+def test_predict_writes_an_indexed_png_and_an_overlay(world: World) -> None:
+    world.make_run((BASE, NEW))
+    other = world.write("other.JPEG")
+    Image.new("L", (37, 53), 90).save(other)
+    assert run(world.predict(world.photograph, other)) == 0
+    for path in (world.photograph, other):
+        with Image.open(path) as photograph, Image.open(world.out / f"{path.stem}.png") as labels:
+            assert (labels.mode, labels.size) == ("P", photograph.size)
+            assert set(labels.get_flattened_data()) <= {0, 1, 2, 3, 4, 17, 18}
+            with Image.open(world.out / f"{path.stem}_overlay.png") as overlay:
+                assert overlay.mode == "RGB" and overlay.height > photograph.height
+    assert len(list(world.out.iterdir())) == 4
+
+
+def test_pseudo_masks_writes_masks_pictures_and_figures(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.make_weights()
+    assert run(world.pseudo_masks("--evaluate", "--json", "--split", "val", "--pictures", "1")) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["split"] == "val" and figures["images"] > 1
+    assert {"init", "seeds", "refined", "ceiling"} <= set(figures)
+    assert set(figures["refined"]["iou"]) == set(NEW)
+    masks = sorted((world.out / "masks").iterdir())
+    assert len(masks) >= figures["images"]
+    with Image.open(masks[0]) as mask:
+        assert mask.mode == "1"
+    assert len(list((world.out / "pictures").iterdir())) == 1
+    assert run(world.pseudo_masks("--evaluate", "--classes", "BIRD, boat", "--pictures", "0")) == 0
+    assert "bird" in capsys.readouterr().out
+
+
+def test_classes_prints_what_stands_for_a_name(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["classes", "pottedplant", "dog"]) == 0
+    out = capsys.readouterr().out
+    assert "pottedplant: 1\n  n03991062  pot, flowerpot\n" in out and "dog: 118\n" in out
+    override = "cosegmentation.vision_language.rows={dog: [n02099601]}"
+    assert run(["classes", "dog", "--config", world.experiment, "--set", override]) == 0
+    assert capsys.readouterr().out == "dog: 1\n  n02099601  golden retriever\n"
+
+
+# ------------------------------------------------------------------------------------------------------- wrong input
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def save_mask(world: World, picture: Image.Image) -> None:
+    picture.save(world.data / "SegmentationClassAug" / "train_aug_000000.png")
+
+
+def wrong_yaml(w: World) -> list[object]:
+    return w.train(config=w.write("broken.yaml", "training: ["))
+
+
+def data_without_photographs(w: World) -> list[object]:
+    (w.folder / "empty").mkdir()
+    return w.train(data=w.folder / "empty")
+
+
+def empty_split(w: World) -> list[object]:
+    (w.data / "ImageSets/Segmentation/none.txt").touch()
+    return w.train("--set", "data.train_split=none")
+
+
+def missing_photograph(w: World) -> list[object]:
+    w.make_run()
+    w.photograph.unlink()
+    return w.evaluate()
+
+
+def truncated_photograph(w: World) -> list[object]:
+    w.make_run()
+    truncate(w.photograph)
+    return w.evaluate()
+
+
+def mask_of_another_size(w: World) -> list[object]:
+    save_mask(w, Image.new("L", (3, 3)))
+    return w.train()
+
+
+def mask_in_colours(w: World) -> list[object]:
+    save_mask(w, Image.new("RGB", (96, 72)))
+    return w.train()
+
+
+def mask_with_other_labels(w: World) -> list[object]:
+    with Image.open(w.data / "JPEGImages/train_aug_000000.jpg") as photograph:
+        save_mask(w, Image.new("L", photograph.size, 77))
+    return w.train()
+
+
+def missing_mask(w: World) -> list[object]:
+    (w.data / "SegmentationClassAug/train_aug_000000.png").unlink()
+    return w.train()
+
+
+def weights_of_another_architecture(w: World) -> list[object]:
+    w.make_weights()
+    shutil.copy(w.weights / "test_vit.safetensors", w.weights / "test_efficientnet.safetensors")
+    return w.train("--weights", w.weights, "--set", "segmenter.pretrained=true")
+
+
+def broken_weights(w: World) -> list[object]:
+    w.write("weights/test_efficientnet.safetensors", b"no weights")
+    return w.train("--weights", w.weights, "--set", "segmenter.pretrained=true")
+
+
+def run_without_step(w: World) -> list[object]:
+    w.run.mkdir()
+    return w.evaluate()
+
+
+def run_with_broken_description(w: World) -> list[object]:
+    (w.make_run() / "step0/model.json").write_text("{")
+    return w.evaluate()
+
+
+def run_with_truncated_weights(w: World) -> list[object]:
+    truncate(w.make_run() / "step0/model.safetensors")
+    return w.evaluate()
+
+
+def run_with_other_weights(w: World) -> list[object]:
+    save_file({"x": torch.zeros(1)}, w.make_run() / "step0/model.safetensors")
+    return w.predict(w.photograph)
+
+
+def run_without_config(w: World) -> list[object]:
+    (w.make_run() / "config.yaml").unlink()
+    return w.evaluate()
+
+
+def other_settings_of_a_run(w: World) -> list[object]:
+    w.out = w.make_run()
+    return w.train("--set", "training.seed=7")
+
+
+def base_that_is_no_run(w: World) -> list[object]:
+    return w.train("--base", w.data)
+
+
+def text_as_photograph(w: World) -> list[object]:
+    w.make_run()
+    return w.predict(w.write("notes.jpg", "no picture"))
+
+
+def same_names(w: World) -> list[object]:
+    w.make_run()
+    return w.predict(w.photograph, shutil.copy(w.photograph, w.folder))
+
+
+def output_is_a_file(w: World) -> list[object]:
+    w.make_run()
+    w.out.touch()
+    return w.predict(w.photograph)
+
+
+def tags_from_nowhere(w: World) -> list[object]:
+    return w.train("--set", f"data.tags={w.folder / 'none.csv'}")
+
+
+def tags_in_other_columns(w: World) -> list[object]:
+    return w.train("--set", f"data.tags={w.write('tags.csv', 'name,labels')}")
+
+
+def tags_of_unknown_classes(w: World) -> list[object]:
+    return w.train("--set", f"data.tags={w.write('tags.csv', 'file,tags' + chr(10) + 'train_aug_000000,shepe')}")
+
+
+def tags_from_xml_that_is_not_there(w: World) -> list[object]:
+    return w.train("--set", "data.tags=xml")
+
+
+def steps(w: World, steps: Any) -> list[object]:
+    return w.train(config=w.experiment_with(protocol={"steps": steps, "setting": "overlap"}))
+
+
+WRONG: dict[str, tuple[Callable[[World], list[object]], str]] = {
+    # the command line itself
+    "unknown command": (lambda w: ["trian"], "No such command 'trian'"),
+    "unknown option": (lambda w: w.train("--epochs", 3), "No such option: --epochs"),
+    "missing option": (lambda w: ["train", w.experiment, "--out", w.out], "Missing option '--data'"),
+    "missing argument": (lambda w: ["evaluate", "--data", w.data], "Missing argument 'RUN'"),
+    "step in words": (lambda w: w.train("--step", "one"), "Invalid value for '--step'"),
+    "negative step": (lambda w: w.train("--step", -1), "Invalid value for '--step'"),
+    "no photographs": (lambda w: ["predict", w.make_run(), "--out", w.out], "Missing argument 'PHOTO...'"),
+    "unknown kind of evaluation": (lambda w: w.evaluate("--image", "half"), "Invalid value for '--image'"),
+    "no devices": (lambda w: w.train("--devices", 0), "--devices 0: must be auto or a number"),
+    "unknown precision": (lambda w: w.train("--precision", 8), "--precision 8: must be one of 32-true"),
+    "unknown device": (lambda w: (w.make_run(), w.evaluate("--device", "abacus"))[1], "--device abacus"),
+    "json of nothing": (lambda w: w.pseudo_masks("--json"), "give both"),
+    # the experiment file
+    "no experiment file": (lambda w: w.train(config=w.folder / "none.yaml"), "there is no experiment file"),
+    "folder as experiment file": (lambda w: w.train(config=w.data), "cannot be read: Is a directory"),
+    "broken experiment file": (wrong_yaml, "is not valid YAML in line 1"),
+    "unknown key": (lambda w: w.train("--set", "training.step.epochs=1"), "nearest right key is training.steps"),
+    "no value": (lambda w: w.train("--set", "training.seed"), "must be path.to.key=value"),
+    "value out of range": (lambda w: w.train("--set", "method.alpha=2"), "must be less than or equal to 1"),
+    "unknown split of classes": (lambda w: steps(w, "15-6"), "no named split; give one of 15-5, 10-10"),
+    "unknown class": (lambda w: steps(w, [["cat"], ["shepe"]]), "the nearest known name is 'sheep'"),
+    "class learnt twice": (lambda w: steps(w, [["cat"], ["cat"]]), "'cat' is named twice"),
+    "step without classes": (lambda w: steps(w, [["cat"], []]), "has no class"),
+    "step beyond the protocol": (lambda w: w.train("--step", 2), "steps 0 to 1"),
+    "step before its turn": (lambda w: w.train("--step", 1), "step 0, which is not finished"),
+    "unknown encoder": (lambda w: w.train("--set", "segmenter.encoder=resnett50"), "nearest names: resnet50"),
+    "encoder that cannot be dilated": (lambda w: w.train("--set", "segmenter.encoder=test_vit"), "test_vit"),
+    # the data
+    "no data": (lambda w: w.train(data=w.folder / "none"), "does not exist; give a folder in VOC's layout"),
+    "data in another layout": (data_without_photographs, "has no JPEGImages"),
+    "unknown list": (lambda w: w.train("--set", "data.train_split=all"), "there is no split 'all'"),
+    "empty list": (empty_split, "is empty"),
+    "no photograph": (missing_photograph, "val_000000.jpg is missing"),
+    "truncated photograph": (truncated_photograph, "val_000000.jpg cannot be read"),
+    "no mask": (missing_mask, "train_aug_000000.png is missing"),
+    "mask of another size": (mask_of_another_size, "they must be equal"),
+    "mask in colours": (mask_in_colours, "is of mode RGB"),
+    "mask with other labels": (mask_with_other_labels, "holds the label 77"),
+    "no table of tags": (tags_from_nowhere, "none.csv does not exist"),
+    "table of tags with other columns": (tags_in_other_columns, "the columns 'file' and 'tags'"),
+    "table of tags with unknown classes": (tags_of_unknown_classes, "unknown class 'shepe'"),
+    "no annotations": (tags_from_xml_that_is_not_there, "train_aug_000000.xml is missing"),
+    # weights
+    "no weights folder": (lambda w: w.pseudo_masks("--weights", w.folder / "none"), "none, is not a folder"),
+    "weights of another architecture": (weights_of_another_architecture, "holds another architecture"),
+    "broken weights": (broken_weights, "is not a readable safetensors file"),
+    # runs
+    "no run": (lambda w: w.evaluate(), "there is no such run"),
+    "run without a finished step": (run_without_step, "holds no finished step"),
+    "step that is not finished": (lambda w: (w.make_run(), w.evaluate("--step", 1))[1], "step 1 is not finished"),
+    "unknown list to evaluate": (lambda w: (w.make_run(), w.evaluate("--split", "x"))[1], "there is no split 'x'"),
+    "broken description of a model": (run_with_broken_description, "is not a model description"),
+    "truncated model": (run_with_truncated_weights, "model.safetensors: cannot be read"),
+    "weights of another model": (run_with_other_weights, "another architecture"),
+    "run without its settings": (run_without_config, "config.yaml"),
+    "run with other settings": (other_settings_of_a_run, "was started with training.seed = 0 but 7"),
+    "base that is no run": (base_that_is_no_run, "step 0 is not finished"),
+    # photographs to predict, and where to
+    "no such photograph": (lambda w: w.predict("none.jpg"), "there is no photograph none.jpg"),
+    "folder as photograph": (lambda w: w.predict(w.data), "is a folder; give its photographs"),
+    "text as photograph": (text_as_photograph, "notes.jpg cannot be read"),
+    "photographs of one name": (same_names, "would both be written to val_000000.png"),
+    "output is a file": (output_is_a_file, "out is a file where a folder is needed"),
+    # class names
+    "unknown class for pseudo masks": (lambda w: w.pseudo_masks("--classes", "shepe"), "nearest known name is 'sheep'"),
+    "empty list of classes": (lambda w: w.pseudo_masks("--classes", ","), "--classes names no class"),
+    "classes and step": (lambda w: w.pseudo_masks("--classes", "cat", "--step", 1), "not both"),
+    "classes of no step": (lambda w: w.pseudo_masks("--step", 5), "there is no step 5"),
+    "classes without photographs": (lambda w: w.pseudo_masks("--classes", "cat"), "is tagged with cat"),
+    "word without synsets": (lambda w: ["classes", "flurb"], "no ImageNet class stands for 'flurb'"),
+    "override without a file": (lambda w: ["classes", "dog", "--set", "data.flip=1"], "give one with --config"),
+    # the demo
+    "demo in a folder of other things": (lambda w: ["demo", "--out", w.data], "holds other files"),
+    "demo in a file": (lambda w: ["demo", "--out", w.photograph], "is a file"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input_gets_one_sentence_and_exit_code_2(
+    name: str, world: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    build, expected = WRONG[name]
+    words = build(world)
+    capfd.readouterr()
+    code = run(words)
+    out, err = capfd.readouterr()
+    assert code == 2, err
+    assert out == ""
+    assert expected in err
+    assert err.count("\n") == 1 and err.startswith("fmwiss: ") and err.endswith(".\n"), err
+
+
+def test_a_full_disk_is_told_in_one_sentence(
+    world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    world.make_run()
+
+    def full(self: Image.Image, path: Path, format: str) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    assert run(world.predict(world.photograph)) == 2
+    err = capfd.readouterr().err
+    assert "the disk is full" in err and "Traceback" not in err and err.count("\n") == 1
+    assert not list(world.out.iterdir())
+
+
+def test_an_error_from_a_loader_process_is_one_sentence_too() -> None:
+    # torch hands on an exception of a worker as a new one of its type, with the whole traceback as its text
+    text = "Caught UserError in DataLoader worker process 0.\nOriginal Traceback:\nfmwiss.errors.UserError: x.jpg"
+    assert cli._sentence(UserError(text)) == "x.jpg"
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "_devices", broken)
+    with pytest.raises(ZeroDivisionError):
+        run(["train", Path(__file__).parents[1] / "configs/voc/15-5-overlap/fmwiss.yaml", "--data", "x", "--out", "y"])
+
+
+def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    assert run(["train"]) == 130
+    assert "goes on where it was" in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    program = [sys.executable, "-c", "from fmwiss.cli import main; main()", "--help"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(program, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(writing)
+    assert done.stderr == ""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -402,21 +402,25 @@ def _schema_keys(model: type[BaseModel], prefix: tuple[str, ...]) -> Iterator[st
     for name, field in model.model_fields.items():
         path = (*prefix, name)
         yield ".".join(path)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        if _is_section(field.annotation):
             yield from _schema_keys(field.annotation, path)
 
 
 def _key_path(location: tuple[int | str, ...]) -> tuple[str, ...]:
     """Pydantic's error location up to the option itself, without union members and positions in lists."""
     keys: list[str] = []
-    model: Any = Config
+    section: Any = Config
     for part in location:
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        if not _is_section(section):
             break
         keys.append(str(part))
-        field = model.model_fields.get(str(part))
-        model = field.annotation if field is not None else None
+        field = section.model_fields.get(str(part))
+        section = field.annotation if field is not None else None
     return tuple(keys)
+
+
+def _is_section(annotation: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 # Pydantic's types of problems in the words of someone who writes YAML.
@@ -437,9 +441,8 @@ _WANTED = {
 def _wanted(problem: Mapping[str, Any]) -> str:
     """What the value has to be, to follow "must be"."""
     kind, context = problem["type"], problem.get("ctx", {})
-    if kind in ("too_short", "too_long"):
-        bound = f"least {context['min_length']}" if kind == "too_short" else f"most {context['max_length']}"
-        return f"a list of at {bound}"
+    if kind == "too_long":
+        return f"a list of {context['max_length']}"
     if kind in _WANTED or kind.endswith(("_type", "_parsing", "_from_float")):
         return _WANTED.get(kind.partition("_")[0], "of another type")
     return problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("must be ")

@@ -69,10 +69,9 @@ def slow_vit(visual: Any, image: Tensor) -> Tensor:
             if number == len(visual.transformer.resblocks) - 1:
                 mixed.append(own)  # MaskCLIP: every place keeps its own value
                 continue
-            parts = []
-            for q, k, v in zip(query.chunk(heads), *(torch.stack(t).chunk(heads, 1) for t in (keys, values)), strict=True):
-                parts.append((k @ q / math.sqrt(len(q))).softmax(0) @ v)
-            mixed.append(torch.cat(parts))
+            all_keys, all_values = torch.stack(keys).chunk(heads, 1), torch.stack(values).chunk(heads, 1)
+            parts = zip(query.chunk(heads), all_keys, all_values, strict=True)
+            mixed.append(torch.cat([(k @ q / math.sqrt(len(q))).softmax(0) @ v for q, k, v in parts]))
         projected = [attention.out_proj.weight @ x + attention.out_proj.bias for x in mixed]
         tokens = [token + x for token, x in zip(tokens, projected, strict=True)]
         tokens = [token + mlp(token, block) for token in tokens]
@@ -108,7 +107,8 @@ def test_dense_vit_agrees_with_open_clip_when_places_see_only_themselves() -> No
 def test_dense_resnet_pools_every_place_alone() -> None:
     model = make(RESNET)
     visual, images = model.model.visual, torch.rand(2, 3, 64, 96)
-    places = visual.forward_intermediates(normalized(images), indices=1, intermediates_only=True)["image_intermediates"][0]
+    output = visual.forward_intermediates(normalized(images), indices=1, intermediates_only=True)
+    places = output["image_intermediates"][0]
     # Attention pooling over one place: the query is its mean, itself, and so is all that it attends to.
     visual.attnpool.positional_embedding = nn.Parameter(torch.zeros(2, 256))
     features = model.dense_features(images)

@@ -9,8 +9,8 @@ from fmwiss.config import VisionLanguageConfig
 from fmwiss.data.voc import VOC_CLASSES, VOCSource
 from fmwiss.errors import UserError
 from fmwiss.foundation import VisionLanguageModel, build_vision_language
-from fmwiss.foundation.images import frozen
 from fmwiss.foundation.imagenet_names import ImageNetNames
+from fmwiss.foundation.images import frozen
 from fmwiss.foundation.synsets import class_synsets, find_synsets
 
 

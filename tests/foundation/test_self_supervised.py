@@ -31,7 +31,12 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
     "DINOv2 with registers": lambda: VisionTransformer(**SMALL, reg_tokens=4, no_embed_class=True, init_values=1e-1),
     "normalised queries and keys": lambda: VisionTransformer(**SMALL, qk_norm=True),
     "DINOv3": lambda: Eva(
-        **SMALL, use_rot_pos_emb=True, rope_type="dinov3", num_reg_tokens=4, use_abs_pos_emb=False, rope_rotate_half=True
+        **SMALL,
+        use_rot_pos_emb=True,
+        rope_type="dinov3",
+        rope_rotate_half=True,
+        num_reg_tokens=4,
+        use_abs_pos_emb=False,
     ),
     "EVA with separate projections": lambda: Eva(**SMALL, qkv_fused=False, use_rot_pos_emb=True),
     "EVA with biases of its own": lambda: Eva(**SMALL, qkv_bias=True),
@@ -51,7 +56,8 @@ def pair(request: pytest.FixtureRequest) -> tuple[TimmViT, nn.Module]:
 
 
 def normalized(images: Tensor) -> Tensor:
-    return (images - torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1)
+    mean, std = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
+    return (images - mean.view(3, 1, 1)) / std.view(3, 1, 1)
 
 
 @torch.no_grad()
@@ -126,11 +132,13 @@ def test_attention_skips_what_it_does_not_need() -> None:
     assert calls == ["attention", "mlp"]
 
 
-@pytest.mark.parametrize(("height", "width", "grid"), [(8, 8, (1, 1)), (5, 3, (1, 1)), (33, 45, (4, 6)), (80, 16, (10, 2))])
-def test_any_size_gives_a_grid(height: int, width: int, grid: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("size", "grid"), [((8, 8), (1, 1)), ((5, 3), (1, 1)), ((33, 45), (4, 6)), ((80, 16), (10, 2))]
+)
+def test_any_size_gives_a_grid(size: tuple[int, int], grid: tuple[int, int]) -> None:
     model = TimmViT(KINDS["DINO"](), "small", (0, 0, 0), (1, 1, 1)).eval()
     places = grid[0] * grid[1]
-    attention, features = model.mean_attention_and_features(torch.rand(1, 3, height, width))
+    attention, features = model.mean_attention_and_features(torch.rand(1, 3, *size))
     assert attention.shape == (1, places, places)
     assert features.shape == (1, 24, *grid)
     assert attention.isfinite().all() and features.isfinite().all()

@@ -97,7 +97,7 @@ def test_the_tool_reads_wordnets_format(tool: ModuleType, tmp_path: Path) -> Non
         "  1 This software and database is being provided to you  \n"
         "  2    indented  \n"
         "00000001 03 n 01 thing 0 001 ~ 00000002 n 0000 | the root  \n"
-        "00000002 05 n 02 domestic_dog 0 Canis_familiaris 1 002 @ 00000001 n 0000 ~ 00000003 n 0000 | \"barks | loudly\"\n"
+        "00000002 05 n 02 domestic_dog 0 Canis_familiaris 1 002 @ 00000001 n 0000 ~ 00000003 n 0000 | barks | loud\n"
         "00000003 05 n 01 Fido 0 001 @i 00000002 n 0000 | one dog\n"
         "00000004 05 n 01 cat 0 001 @ 00000001 n 0000 | no dog\n"
     )

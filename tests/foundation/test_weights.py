@@ -100,7 +100,7 @@ def test_a_file_of_another_architecture_is_an_error(
 def test_layers_too_many_are_an_error(tmp_path: Path) -> None:
     # All of ResNet-14's layers have the names and shapes of some of ResNet-26's; timm would load them in silence.
     save_file(timm.create_model("resnet26t").state_dict(), tmp_path / "resnet14t.safetensors")
-    with pytest.raises(UserError, match="the model does not have layer1.1"):
+    with pytest.raises(UserError, match=r"the model does not have layer1\.1"):
         load_timm("resnet14t", tmp_path, features_only=True)
 
 

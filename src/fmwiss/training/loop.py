@@ -20,6 +20,7 @@ from fmwiss.config import OptimizationConfig
 from fmwiss.data.batches import Batch, collate
 from fmwiss.data.datasets import IterationSampler
 from fmwiss.data.randomness import keyed_generator
+from fmwiss.errors import UserError
 from fmwiss.files import write_atomically
 from fmwiss.methods import Method
 from fmwiss.reporting.progress import track
@@ -73,6 +74,11 @@ class Loop:
             rank=fabric.global_rank,
             world_size=fabric.world_size,
         )
+        if sampler.batch_size < 2 * fabric.world_size:
+            raise UserError(
+                f"step {self.step} would train on {sampler.batch_size} photograph(s) at a time in {fabric.world_size} "
+                "process(es); the decoder's batch norm needs at least two for each."
+            )
         per_epoch = sampler.iterations_per_epoch
         warmup, total = method.warmup_epochs * per_epoch, (method.warmup_epochs + options.epochs) * per_epoch
         loader = DataLoader(

@@ -74,6 +74,8 @@ def train(
     if base is not None:
         run.take_base(base)
     done = finished_steps(out)
+    for t in done:
+        shutil.rmtree(out / f"step{t}" / "state", ignore_errors=True)  # a kill may have come before its removal
     if step is not None and not 0 <= step < len(run.protocol.steps):
         raise UserError(f"--step {step}: the protocol has steps 0 to {len(run.protocol.steps) - 1}.")
     if step is not None and step > 0 and step - 1 not in done:
@@ -191,6 +193,8 @@ class _Run:
         }
         text = json.dumps(summary, indent=1) + "\n"
         write_atomically(folder / "evaluation.json", lambda path: path.write_text(text))
+        for unfinished in folder.glob(".*.tmp"):  # of processes that were killed while they wrote
+            unfinished.unlink()
         student.save(folder)
         shutil.rmtree(folder / "state", ignore_errors=True)
 

@@ -1,0 +1,209 @@
+"""train: whole runs on generated photographs, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from fmwiss.config import Config, load_config
+from fmwiss.data.memory import MemoryBank
+from fmwiss.errors import UserError
+from fmwiss.evaluation import evaluate_run
+from fmwiss.models import load_segmenter
+from fmwiss.training.run import train
+
+BASE = ("aeroplane", "bicycle", "bird", "boat")
+
+
+def configure(experiment: dict[str, Any], **changes: Any) -> Config:
+    """The experiment with ``section__key=value`` changes."""
+    values = copy.deepcopy(experiment)
+    for dotted, value in changes.items():
+        *sections, key = dotted.split("__")
+        section = values
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[key] = value
+    return Config.model_validate(values)
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    a, b = (load_file(path / "model.safetensors") for path in (first, second))
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def base(shared_experiment: dict[str, Any], tiny_voc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose step 0 is done."""
+    folder = tmp_path_factory.mktemp("base") / "run"
+    results = train(configure(shared_experiment), tiny_voc, None, folder, step=0)
+    assert list(results) == [0]
+    return folder
+
+
+@pytest.fixture
+def run(base: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may go on with."""
+    return Path(shutil.copytree(base, tmp_path / "run"))
+
+
+def test_step_0_leaves_a_model_figures_a_memory_and_a_log(base: Path, tiny_voc: Path, experiment: dict[str, Any]) -> None:
+    assert load_config(base / "config.yaml") == configure(experiment)
+    step = base / "step0"
+    assert sorted(path.name for path in step.iterdir()) == [
+        "evaluation.json",
+        "memory_bank.safetensors",
+        "metrics.jsonl",
+        "model.json",
+        "model.safetensors",
+        "tensorboard",
+    ]
+    model = load_segmenter(base)
+    assert model.class_names == ("background", *BASE)
+    assert model.architecture.resize == 48
+    figures = json.loads((step / "evaluation.json").read_text())
+    evaluation = evaluate_run(base, tiny_voc)
+    assert {name: figures[name] for name in evaluation.as_dict()} == evaluation.as_dict()
+    assert (figures["split"], figures["training_images"], figures["diagnostic"]) == ("val", 12, False)
+    assert set(figures["minutes"]) == {"preparation", "training", "all"}
+    bank = MemoryBank.load(step / "memory_bank.safetensors")
+    assert {name: len(bank[name]) for name in BASE} == dict.fromkeys(BASE, 3)
+
+
+def test_step_1_from_true_masks_is_marked_as_diagnostic(
+    run: Path, tiny_voc: Path, experiment: dict[str, Any]
+) -> None:
+    results = train(configure(experiment), tiny_voc, None, run)
+    assert list(results) == [1]
+    assert load_segmenter(run).class_names == ("background", *BASE, "sheep", "sofa")
+    figures = json.loads((run / "step1" / "evaluation.json").read_text())
+    assert figures["diagnostic"] is True
+    assert results[1].images == 8
+    assert train(configure(experiment), tiny_voc, None, run) == {}  # nothing is left to do
+
+
+def test_step_1_from_foundation_models_opens_no_mask_of_a_training_photograph(
+    run: Path, tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path
+) -> None:
+    """The masks are deleted after step 0 has read the tags from them."""
+    data, weights = Path(shutil.copytree(tiny_voc, tmp_path / "voc")), tmp_path / "weights"
+    for mask in (data / "SegmentationClassAug").glob("train_aug_*.png"):
+        mask.unlink()
+    weights.mkdir()
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_efficientnet").state_dict(), weights / "test_efficientnet.safetensors")
+    foundation = {
+        "vision_language": {"name": "imagenet-names", "model": "test_efficientnet", "tag": None, "input_size": 96},
+        "self_supervised": {"model": "test_vit", "pretrained": False, "input_size": 96},
+    }
+    config = configure(experiment, cosegmentation=foundation)
+    saved = load_config(run / "config.yaml")
+    assert saved.cosegmentation != config.cosegmentation
+    with pytest.raises(UserError, match="cosegmentation"):
+        train(config, data, weights, run, cache=tmp_path / "cache")
+    fresh = tmp_path / "fresh"
+    shutil.copytree(run / "step0", fresh / "step0")
+    shutil.copy(run / "tags.json", fresh / "tags.json")
+    results = train(config, data, weights, fresh, step=1, cache=tmp_path / "cache")
+    assert list(results) == [1]
+    lines = [json.loads(line) for line in (fresh / "step1" / "metrics.jsonl").read_text().splitlines()]
+    assert all(value >= 0 for line in lines if "losses" in line for value in line["losses"].values())
+    assert json.loads((fresh / "step1" / "evaluation.json").read_text())["diagnostic"] is False
+
+
+def test_single_class_steps_whose_classes_enter_the_memory(
+    run: Path, tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path
+) -> None:
+    changes = {
+        "protocol__steps": [list(BASE), ["sheep"], ["sofa"]],
+        "copy_paste__learnt_classes": True,
+        "copy_paste__min_area": 0.0,
+        "method__warmup_epochs": 0,
+        "training__steps__epochs": 1,
+    }
+    config = configure(experiment, **changes)
+    out = tmp_path / "three"
+    shutil.copytree(run / "step0", out / "step0")
+    results = train(config, tiny_voc, None, out)
+    assert list(results) == [1, 2]
+    assert results[2].step == 2
+    assert list(results[2].iou) == ["background", *BASE, "sheep", "sofa"]
+    bank = MemoryBank.load(out / "step2" / "memory_bank.safetensors")
+    assert set(bank.classes) >= set(BASE)
+    model = load_segmenter(out)
+    assert [step.out_channels for step in model.classifier.steps] == [5, 1, 1]  # type: ignore[union-attr]
+
+
+def test_steps_must_come_in_order(tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path) -> None:
+    config = configure(experiment)
+    with pytest.raises(UserError, match="step 0"):
+        train(config, tiny_voc, None, tmp_path / "run", step=1)
+    for step in (2, -1):
+        with pytest.raises(UserError, match="0 to 1"):
+            train(config, tiny_voc, None, tmp_path / "run", step=step)
+
+
+def test_a_run_goes_on_with_its_own_configuration_only(run: Path, tiny_voc: Path, experiment: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"training\.steps\.learning_rate"):
+        train(configure(experiment, training__steps__learning_rate=0.5), tiny_voc, None, run)
+
+
+def test_without_a_memory_nothing_is_pasted(tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path, run: Path) -> None:
+    (run / "step0" / "memory_bank.safetensors").unlink()
+    with pytest.raises(UserError, match="memory bank"):
+        train(configure(experiment), tiny_voc, None, run)
+    out = tmp_path / "none"
+    shutil.copytree(run / "step0", out / "step0")
+    config = configure(experiment, copy_paste__bank_size=0, training__steps__epochs=1, method__warmup_epochs=0)
+    assert list(train(config, tiny_voc, None, out)) == [1]
+    assert not (out / "step1" / "memory_bank.safetensors").exists()
+
+
+def test_no_photograph_has_the_steps_classes(tiny_voc: Path, experiment: dict[str, Any], run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "cows"
+    shutil.copytree(run / "step0", out / "step0")
+    with pytest.raises(UserError, match="cow"):
+        train(configure(experiment, protocol__steps=[list(BASE), ["cow"]]), tiny_voc, None, out)
+
+
+def test_a_model_of_another_encoder_is_refused(tiny_voc: Path, experiment: dict[str, Any], run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "other"
+    shutil.copytree(run / "step0", out / "step0")
+    with pytest.raises(UserError, match="test_resnet"):
+        train(configure(experiment, segmenter__encoder="test_resnet"), tiny_voc, None, out)
+
+
+def test_a_share_of_the_photographs(tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path) -> None:
+    config = configure(experiment, data__fraction=0.5, training__step0__epochs=1)
+    train(config, tiny_voc, None, tmp_path / "half", step=0)
+    assert json.loads((tmp_path / "half/step0/evaluation.json").read_text())["training_images"] == 6
+
+
+# ------------------------------------------------------------------------------------------------- another run's base
+
+
+def test_the_base_of_another_run_is_taken_over(base: Path, tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path) -> None:
+    config = configure(experiment, method__alpha=0.1, data__workers=1, training__steps__epochs=1)
+    out = tmp_path / "taken"
+    with pytest.raises(UserError, match="copy_paste"):
+        train(configure(experiment, copy_paste__bank_size=2), tiny_voc, None, tmp_path / "bad", base=base)
+    with pytest.raises(UserError, match="seed"):
+        train(configure(experiment, training__seed=1), tiny_voc, None, tmp_path / "worse", base=base)
+    with pytest.raises(UserError, match="not finished"):
+        (tmp_path / "empty").mkdir()
+        train(config, tiny_voc, None, tmp_path / "empty-handed", base=tmp_path / "empty")
+    results = train(config, tiny_voc, None, out, step=0, base=base)
+    assert results == {}
+    assert same_weights(base / "step0", out / "step0")
+    assert (out / "step0" / "memory_bank.safetensors").is_file()
+    (out / "step0" / "own").touch()
+    train(config, tiny_voc, None, out, step=0, base=base)
+    assert (out / "step0" / "own").exists()  # a run keeps the base that it has

@@ -40,16 +40,6 @@ class TestScoreMaps:
                         ]
                         assert scores[b, c, y, x] == pytest.approx(max(products), abs=1e-6)
 
-    def test_keeps_the_features_type_and_negative_scores(self) -> None:
-        features = torch.tensor([-1.0, 0.0]).view(1, 2, 1, 1).half()
-        scores = score_maps(features, torch.tensor([[1.0, 0.0]]), torch.tensor([0]), 1)
-        assert scores.dtype == torch.float16
-        assert scores.item() == -1
-
-    def test_names_a_class_without_a_row(self) -> None:
-        with pytest.raises(ValueError, match=r"\[1\]"):
-            score_maps(torch.zeros(1, 2, 1, 1), torch.zeros(2, 2), torch.tensor([0, 2]), 3)
-
 
 class TestInitialMasks:
     def test_scaling_is_per_photograph_and_class(self) -> None:
@@ -158,38 +148,50 @@ class TestSeedMasks:
     @pytest.mark.parametrize("binarize", ["percentile", "mass"])
     @pytest.mark.parametrize("k", [60.0, 70.0, 90.0, 99.5])
     def test_agrees_with_the_slow_one(self, binarize: str, k: float) -> None:
-        attention = random_attention(4, 9, 53)
+        attention = random_attention(4, 9, 54)
         drawn = torch.arange(9) < torch.tensor([9, 1, 4, 7])[:, None]
-        masks = seed_masks(attention, drawn, k, binarize)  # type: ignore[arg-type]
+        masks = seed_masks(attention.unflatten(2, (6, 9)), drawn, (6, 9), k, binarize)  # type: ignore[arg-type]
         for m in range(4):
             expected = slow_seed_mask(attention[m][drawn[m]].double().tolist(), k, binarize)
-            assert masks[m].tolist() == expected
+            assert masks[m].flatten().tolist() == expected
 
     def test_by_hand(self) -> None:
         # Mean of the two seeds: 1 3 5 7 9 2 4 6 8 10. The 70th percentile is 7.3, so 9, 8 and 10 stay.
-        seeds = torch.tensor([[[0.0, 2, 4, 6, 8, 1, 3, 5, 7, 9], [2, 4, 6, 8, 10, 3, 5, 7, 9, 11]]])
+        seeds = torch.tensor([[[[0.0, 2, 4, 6, 8], [1, 3, 5, 7, 9]], [[2, 4, 6, 8, 10], [3, 5, 7, 9, 11]]]])
         drawn = torch.ones(1, 2, dtype=torch.bool)
-        assert seed_masks(seeds, drawn, 70)[0].nonzero().flatten().tolist() == [4, 8, 9]
+        assert seed_masks(seeds, drawn, (2, 5), 70)[0].nonzero().tolist() == [[0, 4], [1, 3], [1, 4]]
         # 30 % of 55 is 16.5: 10 does not hold it, 10 + 9 does.
-        assert seed_masks(seeds, drawn, 70, "mass")[0].nonzero().flatten().tolist() == [4, 9]
+        assert seed_masks(seeds, drawn, (2, 5), 70, "mass")[0].nonzero().tolist() == [[0, 4], [1, 4]]
+
+    def test_resizes_the_mean_before_it_is_cut(self) -> None:
+        # Mean 1 and 5; resized to 1 2 4 5, whose 70th percentile is 4.1 and whose half is held by 5 and 4.
+        seeds = torch.tensor([[[[0.0, 6.0]], [[2.0, 4.0]]]])
+        drawn = torch.ones(1, 2, dtype=torch.bool)
+        assert seed_masks(seeds, drawn, (1, 4), 70).tolist() == [[[False, False, False, True]]]
+        assert seed_masks(seeds, drawn, (1, 4), 50, "mass").tolist() == [[[False, False, True, True]]]
 
     def test_a_larger_k_keeps_less(self) -> None:
-        attention = random_attention(1, 9, 1000)
+        attention = random_attention(1, 9, 1000).unflatten(2, (20, 50))
         drawn = torch.ones(1, 9, dtype=torch.bool)
-        assert [int(seed_masks(attention, drawn, k).sum()) for k in (60, 70, 90)] == [400, 300, 100]
+        assert [int(seed_masks(attention, drawn, (20, 50), k).sum()) for k in (60, 70, 90)] == [400, 300, 100]
 
     def test_what_was_not_drawn_does_not_count(self) -> None:
-        attention = random_attention(1, 4, 20)
+        attention = random_attention(1, 4, 20).unflatten(2, (4, 5))
         drawn = torch.tensor([[True, False, True, False]])
-        spoilt = attention.masked_fill(~drawn[..., None], math.nan)
-        assert torch.equal(seed_masks(spoilt, drawn), seed_masks(attention[:, ::2], drawn[:, ::2]))
+        spoilt = attention.masked_fill(~drawn[..., None, None], math.nan)
+        assert torch.equal(seed_masks(spoilt, drawn, (4, 5)), seed_masks(attention[:, ::2], drawn[:, ::2], (4, 5)))
 
     @pytest.mark.parametrize("binarize", ["percentile", "mass"])
     def test_is_empty_only_without_seeds(self, binarize: str) -> None:
         one = torch.ones(1, 1, dtype=torch.bool)
-        for attention in (torch.ones(1, 1, 1), torch.full((1, 1, 7), 0.1), torch.zeros(1, 1, 7)):
-            assert seed_masks(attention, one, 70, binarize).any()  # type: ignore[arg-type]
-            assert not seed_masks(attention, ~one, 70, binarize).any()  # type: ignore[arg-type]
+        for attention in (torch.ones(1, 1, 1, 1), torch.full((1, 1, 1, 7), 0.1), torch.zeros(1, 1, 7, 1)):
+            _, _, height, width = attention.shape
+            for size in ((height, width), (2 * height, 2 * width)):
+                assert seed_masks(attention, one, size, 70, binarize).any()  # type: ignore[arg-type]
+                assert not seed_masks(attention, ~one, size, 70, binarize).any()  # type: ignore[arg-type]
+
+    def test_no_masks(self) -> None:
+        assert seed_masks(torch.zeros(0, 9, 2, 3), torch.zeros(0, 9).bool(), (4, 6)).shape == (0, 4, 6)
 
 
 class TestFuse:
@@ -212,8 +214,8 @@ def test_equations_3_to_5_batched_agree_with_one_class_at_a_time() -> None:
     flat = init.flatten(0, 1).flatten(1)
     points, drawn = draw_seeds(flat, n, generators(batch * n_classes))
     photograph = torch.arange(batch).repeat_interleave(n_classes)
-    seeds = seed_masks(attention[photograph[:, None], points], drawn, k).view_as(init)
-    refined = fuse(init, seeds)
+    seeds = seed_masks(attention[photograph[:, None], points].unflatten(2, grid), drawn, grid, k)
+    refined = fuse(init, seeds.view_as(init))
 
     for b in range(batch):
         for c in range(n_classes):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import pickle
 import shutil
 from collections.abc import Iterator, Sequence
@@ -13,12 +14,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 import fmwiss.pseudo_masks
 from fmwiss.config import CosegmentationConfig
-from fmwiss.cosegmentation import draw_seeds, fuse, initial_masks, seed_masks
+from fmwiss.cosegmentation import draw_seeds, fuse, scale_scores, seed_masks
 from fmwiss.data.randomness import keyed_generator
 from fmwiss.data.voc import VOC_CLASSES, VOCSource
 from fmwiss.errors import UserError
@@ -161,7 +163,7 @@ class TestEncoding:
         codes, code_range = encode_attention(attention)
         assert codes.dtype == torch.uint8
         evidence = stored(torch.arange(50), codes, code_range, (1, 1, 700))
-        decoded = evidence.attention(torch.arange(50))
+        decoded = evidence.attention(torch.arange(50)).flatten(1)
         floor = attention.amax(1, keepdim=True) * math.exp(-16)
         assert ((decoded / attention.clamp(min=floor)).log().abs().max()) < math.log(1.033)
         assert decoded.argmax(1).equal(attention.argmax(1))
@@ -169,7 +171,7 @@ class TestEncoding:
     def test_zeros_constants_and_no_rows(self) -> None:
         attention = torch.tensor([[0.0, 0.0, 0.0], [0.25, 0.25, 0.25], [1.0, 0.0, 0.5]])
         codes, code_range = encode_attention(attention)
-        decoded = stored(torch.arange(3), codes, code_range, (1, 1, 3)).attention(torch.arange(3))
+        decoded = stored(torch.arange(3), codes, code_range, (1, 1, 3)).attention(torch.arange(3)).flatten(1)
         assert torch.allclose(decoded, attention, atol=1e-6, rtol=0.04)
         codes, code_range = encode_attention(torch.zeros(0, 5))
         assert codes.shape == (0, 5) and code_range.shape == (0, 2)
@@ -179,6 +181,8 @@ class TestEncoding:
         evidence = stored(torch.tensor([1, 4]), *encode_attention(attention), (1, 2, 3))
         assert evidence.has_attention().tolist() == [False, True, False, False, True, False]
         looked_up = evidence.attention(torch.tensor([[4, 0], [1, 4]]))
+        assert looked_up.shape == (2, 2, 2, 3)
+        looked_up = looked_up.flatten(2)
         assert torch.allclose(looked_up[[0, 1, 1], [0, 0, 1]], attention[[1, 0, 1]], rtol=0.04)
         assert not looked_up[0, 1].any()
 
@@ -209,13 +213,14 @@ class TestFillStore:
                 )
                 for side, step in ((64, 16), (96, 8))
             )
-            grid = (large.shape[2] // 8, large.shape[3] // 8)
+            grid, size = (large.shape[2] // 8, large.shape[3] // 8), (large.shape[2] // 4, large.shape[3] // 4)
             with torch.inference_mode():
-                init = initial_masks(models[0].scores(small, names), grid)[0]
+                scaled = scale_scores(models[0].scores(small, names), grid)
                 attention = models[1].mean_attention(large)[0]
             keys = [keyed_generator(7, "seed points", image_id, name, 2) for name in names]
-            points, drawn = draw_seeds(init.flatten(1), 5, keys)
-            seeds = seed_masks(attention[points], drawn).view_as(init)
+            points, drawn = draw_seeds(scaled[0].flatten(1) > 0.5, 5, keys)
+            init = F.interpolate(scaled, size, mode="bilinear")[0] > 0.5
+            seeds = seed_masks(attention[points].unflatten(2, grid), drawn, size)
             expected = {"init": init, "seeds": seeds, "refined": fuse(init, seeds)}
             for stage, mask in filled.masks(seed=7).stages(image_id, names, epoch=2).items():
                 assert mask.shape == expected[stage].shape and mask.dtype == torch.bool
@@ -231,6 +236,17 @@ class TestFillStore:
             _, height, width = filled.source.read_image(image_id).shape
             _, grid_height, grid_width = filled.masks().masks(image_id, sorted(filled.tags[image_id]), 0).shape
             assert (height > width) == (grid_height > grid_width)
+
+    def test_shapes_that_only_one_model_tells_apart_do_not_meet(self, tiny_voc: Path, tmp_path: Path) -> None:
+        data = tmp_path / "data"
+        shutil.copytree(tiny_voc, data)
+        setup = Setup(data, tmp_path / "store")
+        for number, image_id in enumerate(setup.ids):
+            path = setup.source.image_path(image_id)
+            Image.open(path).resize((128, 96 if number % 2 else 90)).save(path)
+        setup.fill()
+        assert {shape[1:] for shape in setup.vision.shapes} == {(3, 48, 64)}
+        assert {shape[1:] for shape in setup.attention.shapes} == {(3, 72, 96), (3, 64, 96)}
 
     def test_photographs_without_a_tag_of_these_classes_are_left_out(self, setup: Setup) -> None:
         expected = [image_id for image_id in setup.ids if "sheep" in setup.tags[image_id]]
@@ -274,7 +290,7 @@ class TestFillStore:
             raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr(fmwiss.pseudo_masks.os, "replace", full)
+            patch.setattr(os, "replace", full)
             with pytest.raises(OSError, match="No space"):
                 setup.fill()
         assert [path.name for path in setup.store.folder.iterdir()] == ["identity.json"]
@@ -283,7 +299,7 @@ class TestFillStore:
         old, young = setup.store.folder / ".a.tmp", setup.store.folder / ".b.tmp"
         for path in (old, young):
             path.write_bytes(b"half a file")
-        fmwiss.pseudo_masks.os.utime(old, (0, 0))
+        os.utime(old, (0, 0))
         PseudoMaskStore(setup.store.folder.parent, setup.identity)
         assert not old.exists() and young.exists()
 
@@ -464,7 +480,7 @@ class TestDraws:
         assert not torch.equal(filled.masks(binarize="mass").stages(image_id, names, 0)["seeds"], seeds)
 
     def test_no_classes(self, filled: Setup) -> None:
-        assert filled.masks().masks(filled.ids[0], [], 0).shape[0] == 0
+        assert filled.masks().masks(filled.ids[0], [], 0).shape in ((0, 18, 24), (0, 24, 18))
 
     def test_a_score_map_that_says_nothing_gives_an_empty_mask(self, setup: Setup) -> None:
         empty = stored(torch.zeros(0), torch.zeros(0, 6, dtype=torch.uint8), torch.zeros(0, 2), (1, 2, 3))
@@ -527,6 +543,26 @@ class TestEvaluation:
         assert masks[1].nonzero().flatten().tolist() == [0, 1, 2, 4, 5]
         assert ceiling_masks(pixels, [1], 90)[0].nonzero().flatten().tolist() == [3]
 
+    def test_ceiling_is_of_whole_patches(self, filled: Setup) -> None:
+        result = evaluate_pseudo_masks(filled.masks(k=97.0), filled.source, filled.ids, filled.tags, ["sheep"])
+        intersection = union = 0
+        for image_id in filled.ids:
+            if "sheep" not in filled.tags[image_id]:
+                continue
+            truth = filled.source.read_mask(image_id)
+            grid = (9, 12) if truth.shape[0] < truth.shape[1] else (12, 9)
+            rows, columns = (
+                F.interpolate(torch.arange(n)[None, None].double(), size, mode="nearest-exact")[0, 0].long()
+                for n, size in zip(grid, truth.shape, strict=True)
+            )
+            patch = rows[:, None] * grid[1] + columns
+            share = [float((truth[patch == number] == 17).float().mean()) for number in range(108)]
+            best = sorted(range(108), key=lambda number: -share[number])[: max(4, sum(s > 0.5 for s in share))]
+            mask = torch.isin(patch, torch.tensor(best)) & (truth != 255)
+            intersection += int((mask & (truth == 17)).sum())
+            union += int((mask | (truth == 17)).sum())
+        assert result["ceiling"]["iou"]["sheep"] == pytest.approx(100 * intersection / union)
+
     def test_ceiling_of_k_on_real_photographs(self, shared_dir: Path) -> None:
         """The figures of design.md: 53 on the average, potted plant 30, tv monitor 42."""
 
@@ -534,7 +570,7 @@ class TestEvaluation:
             read_mask = functools.cache(VOCSource.read_mask)
 
         class Blank(StoredPseudoMasks):
-            """Masks of nothing, on DINOv2's grid at 448 pixels."""
+            """Masks of nothing, for DINOv2's patches at 448 pixels."""
 
             def __init__(self) -> None:
                 self.config = CosegmentationConfig()
@@ -542,7 +578,7 @@ class TestEvaluation:
             def stages(self, image_id: str, classes: Sequence[str], epoch: int) -> dict[str, Tensor]:
                 height, width = source.read_mask(image_id).shape
                 height, width = working_size(height, width, 448, 14)
-                blank = torch.zeros(len(classes), height // 14, width // 14, dtype=torch.bool)
+                blank = torch.zeros(len(classes), height // 7, width // 7, dtype=torch.bool)
                 return dict.fromkeys(("init", "seeds", "refined"), blank)
 
         source = Cached(shared_dir / "voc-mini")

@@ -7,13 +7,14 @@ initial mask, cut at a percentile, is the seeds' mask (eq. 4). The refined mask 
 Everything here is batched, takes and gives plain tensors, and draws random numbers only from generators that it is
 handed. Masks are per class and may overlap. ``(B, C, h, w)`` are photographs, classes and the vision-language model's
 grid; ``gh, gw`` is the self-supervised model's patch grid, ``L = gh * gw`` its locations in row-major order; ``M``
-counts masks, in whatever way photographs and classes are flattened into it.
+counts masks, in whatever way photographs and classes are flattened into it. One photograph with C tagged classes::
 
-    >>> scores = score_maps(features, rows, owner, n_classes)        # eq. 3
-    >>> init = initial_masks(scores, (gh, gw))                       # (B, C, gh, gw)
-    >>> points, drawn = draw_seeds(init[0].flatten(1), 9, generators)
-    >>> seeds = seed_masks(attention[0][points], drawn)              # eq. 4, attention (B, L, L)
-    >>> refined = fuse(init[0], seeds.unflatten(1, (gh, gw)))        # eq. 5
+    grid = (gh, gw)
+    scores = score_maps(features, rows, owner, n_classes)                    # eq. 3, (1, C, h, w)
+    init = initial_masks(scores, grid)[0]                                    # (C, gh, gw)
+    points, drawn = draw_seeds(init.flatten(1), 9, generators)               # (C, 9)
+    seeds = seed_masks(attention[points].unflatten(2, grid), drawn, grid)    # eq. 4, attention (L, L)
+    refined = fuse(init, seeds)                                              # eq. 5
 """
 
 from __future__ import annotations
@@ -25,32 +26,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fmwiss.foundation.scores import class_scores as score_maps
+
 Binarize = Literal["percentile", "mass"]
 Fusion = Literal["none", "intersection", "union"]
 
-
-def score_maps(features: Tensor, rows: Tensor, owner: Tensor, n_classes: int) -> Tensor:
-    """Pixel-text scores (eq. 3): ``F . T^T``, a class's score being the maximum over its rows.
-
-    Args:
-        features: ``(B, D, h, w)``, L2-normalised over D (eq. 1).
-        rows: ``(R, D)``, L2-normalised text embeddings (eq. 2); a class has one or several.
-        owner: ``(R,)`` int64, the class, in ``[0, n_classes)``, that each row stands for.
-        n_classes: C.
-
-    Returns:
-        ``(B, C, h, w)``, cosines in [-1, 1], in the features' type.
-
-    Raises:
-        ValueError: if a class has no row.
-    """
-    missing = sorted(set(range(n_classes)) - set(owner.tolist()))
-    if missing:
-        raise ValueError(f"classes {missing} have no text embedding")
-    cosines = torch.einsum("bdhw,rd->brhw", features, rows.to(features))
-    index = owner.to(features.device)[None, :, None, None].expand_as(cosines)
-    empty = cosines.new_full((len(cosines), n_classes, *cosines.shape[2:]), -torch.inf)
-    return empty.scatter_reduce(1, index, cosines, "amax")
+__all__ = ["draw_seeds", "fuse", "initial_masks", "scale_scores", "score_maps", "seed_masks"]
 
 
 def scale_scores(scores: Tensor, size: tuple[int, int]) -> Tensor:
@@ -63,8 +44,7 @@ def scale_scores(scores: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         ``(B, C, gh, gw)`` in [0, 1]; all 0 where a map is constant and so says nothing about where its class is.
     """
-    if scores.shape[-2:] != size:
-        scores = F.interpolate(scores, size, mode="bilinear", align_corners=False)
+    scores = _resized(scores, size)
     low = scores.amin((-2, -1), keepdim=True)
     spread = scores.amax((-2, -1), keepdim=True) - low
     return torch.where(spread > 0, (scores - low) / spread, 0.0)
@@ -110,36 +90,43 @@ def draw_seeds(foreground: Tensor, n: int, generators: Sequence[torch.Generator]
     return points, drawn >= 0
 
 
-def seed_masks(attention: Tensor, drawn: Tensor, k: float = 70.0, binarize: Binarize = "percentile") -> Tensor:
+def seed_masks(
+    attention: Tensor,
+    drawn: Tensor,
+    size: tuple[int, int],
+    k: float = 70.0,
+    binarize: Binarize = "percentile",
+) -> Tensor:
     """M_seeds (eq. 4): the seed points' mean attention, binarised.
 
     Args:
-        attention: ``(M, N, L)``, the head-averaged attention that each seed point pays to every location, not negative.
+        attention: ``(M, N, gh, gw)``, the head-averaged attention that each seed point pays to every location, not
+            negative.
         drawn: ``(M, N)`` bool, which of the seed points count.
+        size: ``(H, W)`` of the masks, to which the mean attention is resized (bilinearly) before it is binarised.
         k: K in (0, 100). ``percentile`` keeps the locations above the K-th percentile of the mean attention, that is
             the (100 - K) % most attended ones; Table 13 fixes this direction (K = 90 keeps "too little"), against the
             wording of section 3.2.
         binarize: ``mass`` keeps the fewest locations that hold (100 - K) % of the attention instead.
 
     Returns:
-        ``(M, L)`` bool. The most attended location is always kept, so that a mask is empty only if none of its seed
+        ``(M, H, W)`` bool. The most attended location is always kept, so that a mask is empty only if none of its seed
         points counts.
     """
     if not len(attention):
-        return torch.zeros(0, attention.shape[2], dtype=torch.bool, device=attention.device)
-    weight = drawn.to(attention.dtype)
+        return torch.zeros(0, *size, dtype=torch.bool, device=attention.device)
     # A seed point that does not count may hold anything, even infinities, so it is masked and not multiplied by 0.
-    total = attention.masked_fill(~drawn[..., None], 0.0).sum(1)
-    mean = total / weight.sum(1, keepdim=True).clamp(min=1)
+    total = attention.masked_fill(~drawn[..., None, None], 0.0).sum(1)
+    mean = _resized((total / drawn.sum(1).clamp(min=1)[:, None, None])[None], size)[0].flatten(1)
     if binarize == "percentile":
         kept = mean > torch.quantile(mean, k / 100, dim=1, keepdim=True)
     else:
         ordered, order = mean.sort(dim=1, descending=True)
         before = ordered.cumsum(1) - ordered
         wanted = (1 - k / 100) * ordered.sum(1, keepdim=True)
-        kept = torch.zeros_like(drawn[:, :1]).expand_as(mean).scatter(1, order, before < wanted)
+        kept = torch.zeros_like(mean, dtype=torch.bool).scatter(1, order, before < wanted)
     kept = kept | (mean == mean.amax(1, keepdim=True))
-    return kept & drawn.any(1, keepdim=True)
+    return (kept & drawn.any(1, keepdim=True)).unflatten(1, size)
 
 
 def fuse(init: Tensor, seeds: Tensor, fusion: Fusion = "union") -> Tensor:
@@ -147,3 +134,10 @@ def fuse(init: Tensor, seeds: Tensor, fusion: Fusion = "union") -> Tensor:
     if fusion == "none":
         return init
     return init & seeds if fusion == "intersection" else init | seeds
+
+
+def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """``(B, C, h, w)`` -> ``(B, C, *size)``, bilinearly."""
+    if maps.shape[-2:] == size:
+        return maps
+    return F.interpolate(maps, size, mode="bilinear", align_corners=False)

@@ -205,11 +205,11 @@ def test_an_instance_larger_than_the_crop_is_seen_in_part():
 
 def test_probability_and_empty_archives():
     def share(probability: float, labels: dict[str, int], bank: MemoryBank) -> float:
-        results = paste(CopyPaste(bank, labels, probability, (1.0, 1.0), 50, seed=0), 64, 400)
+        results = paste(CopyPaste(bank, labels, probability, (1.0, 1.0), 50, seed=0), 64, 150)
         return sum(result is not None for result in results) / len(results)
 
     assert share(0.0, {"boat": 1}, rectangle()) == 0.0
-    assert 0.42 < share(0.5, {"boat": 1}, rectangle()) < 0.58
+    assert 0.38 < share(0.5, {"boat": 1}, rectangle()) < 0.62
     assert share(1.0, {"boat": 1}, MemoryBank()) == 0.0
     # Classes without instances are passed over, not drawn and lost.
     assert share(1.0, {"cow": 1, "boat": 2, "dog": 3}, rectangle()) == 1.0

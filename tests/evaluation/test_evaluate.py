@@ -199,7 +199,7 @@ def test_photographs_of_ever_new_shapes_do_not_pile_up() -> None:
     assert given == 100
 
 
-# --------------------------------------------------------------------------------------------------------- a run's folder
+# ------------------------------------------------------------------------------------------------------- a run's folder
 
 
 @pytest.fixture
@@ -212,7 +212,9 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_evaluate_run_takes_the_last_step_and_the_validation_split(run: Path, tiny_voc: Path, source: VOCSource) -> None:
+def test_evaluate_run_takes_the_last_step_and_the_validation_split(
+    run: Path, tiny_voc: Path, source: VOCSource
+) -> None:
     expected = evaluate(make_model(STEPS[:2]), source, source.ids("val"), Protocol(STEPS))
     assert evaluate_run(run, tiny_voc) == expected
     first = evaluate_run(run, tiny_voc, split="train_aug", step=0)

@@ -38,6 +38,15 @@ def normalized(images: Tensor) -> Tensor:
     return (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
 
+def output_of(part: nn.Module, visual: nn.Module, images: Tensor) -> Tensor:
+    """What a part of the tower gives in open_clip's own forward pass."""
+    seen: list[Tensor] = []
+    handle = part.register_forward_hook(lambda *call: seen.append(call[2]))
+    visual(normalized(images))
+    handle.remove()
+    return seen[0]
+
+
 def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
     return (x - x.mean()) / (x.var(unbiased=False) + norm.eps).sqrt() * norm.weight + norm.bias
 
@@ -94,10 +103,8 @@ def test_dense_vit_agrees_with_a_slow_computation() -> None:
 def test_dense_vit_agrees_with_open_clip_when_places_see_only_themselves() -> None:
     model = make({**VIT, "ls_init_value": 0.5})
     visual, images = model.model.visual, torch.rand(2, 3, 32, 32)
-    tokens = visual._embeds(normalized(images))
-    *blocks, last = visual.transformer.resblocks
-    for block in blocks:
-        tokens = block(tokens)
+    *_, before, last = visual.transformer.resblocks
+    tokens = output_of(before, visual, images)
     alone = torch.full((17, 17), -torch.inf).fill_diagonal_(0)
     expected = F.normalize(visual.ln_post(last(tokens, attn_mask=alone)) @ visual.proj, dim=2)[:, 1:]
     torch.testing.assert_close(model.dense_features(images).flatten(2).transpose(1, 2), expected, atol=1e-5, rtol=1e-4)
@@ -107,8 +114,9 @@ def test_dense_vit_agrees_with_open_clip_when_places_see_only_themselves() -> No
 def test_dense_resnet_pools_every_place_alone() -> None:
     model = make(RESNET)
     visual, images = model.model.visual, torch.rand(2, 3, 64, 96)
-    output = visual.forward_intermediates(normalized(images), indices=1, intermediates_only=True)
-    places = output["image_intermediates"][0]
+    visual.attnpool, pool = nn.Identity(), visual.attnpool  # it takes images of one size only
+    places = output_of(visual.layer4, visual, images)
+    visual.attnpool = pool
     # Attention pooling over one place: the query is its mean, itself, and so is all that it attends to.
     visual.attnpool.positional_embedding = nn.Parameter(torch.zeros(2, 256))
     features = model.dense_features(images)
@@ -202,9 +210,8 @@ def test_options_change_the_scores_in_their_order() -> None:
 def test_keys_are_those_of_the_last_attention() -> None:
     model = make(VIT)
     visual, images = model.model.visual, torch.rand(1, 3, 32, 32)
-    before = visual.forward_intermediates(normalized(images), indices=[1], intermediates_only=True, output_fmt="NLC")
-    last = visual.transformer.resblocks[-1]
-    normed = last.ln_1(before["image_intermediates"][0])
+    *_, before, last = visual.transformer.resblocks
+    normed = last.ln_1(output_of(before, visual, images)[:, 1:])
     expected = normed @ last.attn.in_proj_weight[24:48].T + last.attn.in_proj_bias[24:48]
     torch.testing.assert_close(model._features_and_keys(images)[1].flatten(2).transpose(1, 2), expected)
 

@@ -49,11 +49,14 @@ def test_rows_are_the_classifiers_own() -> None:
     assert owner.dtype == torch.long
 
 
-def test_scores_rank_classes_as_the_classifier_without_bias_and_length() -> None:
+def test_scores_are_activations_along_the_best_row_of_a_class() -> None:
     model = make(overrides={"first": [class_synsets()[3]], "second": [class_synsets()[900], class_synsets()[7]]})
     images = torch.rand(2, 3, 64, 64)
-    features, weight = model.dense_features(images), F.normalize(model.classifier.classifier.weight, dim=1)
-    each = torch.einsum("bdhw,kd->bkhw", features, weight)
+    weight = F.normalize(model.classifier.classifier.weight, dim=1)
+    with torch.inference_mode():
+        features = model.classifier.forward_features(model.normalize(images))
+    each = torch.einsum("bdhw,kd->bkhw", features, weight).clamp(min=0)
+    assert each[:, [3, 7, 900]].max() > 0
     scores = model.scores(images, ["first", "second"])
     torch.testing.assert_close(scores[:, 0], each[:, 3])
     torch.testing.assert_close(scores[:, 1], torch.maximum(each[:, 900], each[:, 7]))

@@ -46,7 +46,9 @@ def slow_dcl(features: Tensor, labels: Tensor, tau: float) -> float:
     ],
 )
 def test_agrees_with_a_loop_over_pairs(tau: float, labels: list[int]) -> None:
-    features = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([[0.1], [1], [2], [3], [9], [5]])
+    features = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor(
+        [[0.1], [1], [2], [3], [9], [5]]
+    )
     loss = DenseContrastiveLoss(tau)(features, torch.tensor(labels))
     assert loss.item() == pytest.approx(slow_dcl(features, torch.tensor(labels), tau), rel=1e-5)
 

@@ -45,7 +45,7 @@ def each_alone() -> list[dict[str, Any]]:
     return [{"loss_stride": 4, name: value} for name, values in READINGS.items() for value in values]
 
 
-# -------------------------------------------------------------------------------------------------------- what is taught
+# ------------------------------------------------------------------------------------------------------- what is taught
 
 
 # M_refine by image and class on a 4 x 4 grid; the classes overlap in the first image
@@ -83,7 +83,7 @@ def thinned(maps: Tensor, stride: int) -> Any:
     return torch.stack(columns, dim=-2).tolist()
 
 
-# ----------------------------------------------------------------------------------------- the equations, pixel by pixel
+# ---------------------------------------------------------------------------------------- the equations, pixel by pixel
 
 
 class Slow:
@@ -207,7 +207,7 @@ def slow_points(batch: Batch, features: Tensor) -> tuple[list[list[float]], list
     return [features[b, :, y, x].tolist() for (b, y, x), _ in chosen], [label for _, label in chosen]
 
 
-# --------------------------------------------------------------------------------------------------------------- fixtures
+# ------------------------------------------------------------------------------------------------------------- fixtures
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +254,7 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-# ------------------------------------------------------------------------------------------------ equations, one at a time
+# --------------------------------------------------------------------------------------------- equations, one at a time
 
 
 @pytest.fixture(scope="module")
@@ -319,7 +319,7 @@ def test_eq_10_target_of_the_student(
 
 
 def test_eq_10_by_hand(plain: FMWISS) -> None:
-    """One pixel, tagged sheep, alpha = .5, beta = .9: the teacher sees sheep (.8) best, background .6; old: .9, 0, .2."""
+    """One pixel of a sheep, alpha = .5, beta = .9: the teacher sees sheep (.8) best, background .6; old: .9, 0, .2."""
     method = with_options(plain)
     truth = Guidance(
         valid=torch.ones(1, 1, 1, 1, dtype=torch.bool),
@@ -425,7 +425,7 @@ def test_a_step_with_a_single_new_class_contrasts_it_with_the_rest(old_model: Se
     assert all(loss.isfinite() for loss in losses.values())
 
 
-# ------------------------------------------------------------------------------------------------------- a training step
+# ------------------------------------------------------------------------------------------------------ a training step
 
 
 @pytest.mark.parametrize("reading", each_alone(), ids=str)
@@ -464,9 +464,7 @@ def test_a_batch_without_pasted_or_pseudo_pixels(build: Callable[..., FMWISS], s
     method.start_epoch(0 if stage == "warm-up" else method.warmup_epochs)
     batch = make_batch(32)
     assert batch.pseudo is not None and batch.tags is not None
-    empty = replace(
-        batch, pseudo=torch.zeros_like(batch.pseudo), tags=torch.zeros_like(batch.tags), pasted=None
-    )
+    empty = replace(batch, pseudo=torch.zeros_like(batch.pseudo), tags=torch.zeros_like(batch.tags), pasted=None)
     losses = method.training_step(empty, generator())
     torch.stack(list(losses.values())).sum().backward()
     assert losses["new_dcl"].item() == 0
@@ -482,9 +480,7 @@ def test_a_batch_without_tags_where_untagged_classes_may_be_present(
     method = build(untagged_absent=False, hard_classes=hard_classes)
     batch = make_batch(32)
     assert batch.pseudo is not None and batch.tags is not None
-    empty = replace(
-        batch, pseudo=torch.zeros_like(batch.pseudo), tags=torch.zeros_like(batch.tags), pasted=None
-    )
+    empty = replace(batch, pseudo=torch.zeros_like(batch.pseudo), tags=torch.zeros_like(batch.tags), pasted=None)
     losses = method.training_step(empty, generator())
     assert losses["new_bce"].item() == 0  # nothing is known about the new classes
     assert losses["all_bce"].item() > 0
@@ -513,7 +509,7 @@ def test_a_batch_without_pseudo_masks_is_refused(build: Callable[..., FMWISS]) -
         build().training_step(replace(make_batch(), pseudo=None), generator())
 
 
-# ------------------------------------------------------------------------------------------------------- who learns what
+# ------------------------------------------------------------------------------------------------------ who learns what
 
 
 def backward(losses: dict[str, Tensor], *names: str) -> None:
@@ -660,7 +656,7 @@ def test_forward_is_training_step_for_the_fields_of_a_batch(build: Callable[...,
     assert build()(vars(batch), generator()) == build().training_step(batch, generator())
 
 
-# --------------------------------------------------------------------------------------------------------------- guidance
+# ------------------------------------------------------------------------------------------------------------- guidance
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 4, 5, 8, 16])
@@ -682,8 +678,13 @@ def test_guidance_at_the_resolution_of_features() -> None:
     """A crop of 70 pixels has 5 features a side at stride 16: cells of 14 pixels."""
     pseudo = torch.zeros(1, 1, 70, 70, dtype=torch.bool)
     pseudo[..., 7, 63] = True  # the centre of the first cell down and the last across
-    batch = Batch(("a",), torch.rand(1, 3, 70, 70), torch.ones(1, 70, 70, dtype=torch.bool), pseudo=pseudo,
-                  tags=torch.ones(1, 1, dtype=torch.bool))
+    batch = Batch(
+        ("a",),
+        torch.rand(1, 3, 70, 70),
+        torch.ones(1, 70, 70, dtype=torch.bool),
+        pseudo=pseudo,
+        tags=torch.ones(1, 1, dtype=torch.bool),
+    )
     truth = Guidance.of(batch, 70 / 5)
     assert truth.pseudo.nonzero().tolist() == [[0, 0, 0, 4]]
     assert not truth.pasted.any()

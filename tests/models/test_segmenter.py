@@ -49,7 +49,10 @@ def test_forward_is_classifier_on_decoder_on_normalised_encoder(model: Segmenter
     images = torch.rand(2, 3, 64, 48)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     if model.encoder.pretrained_cfg["mean"] != (0.485, 0.456, 0.406):
-        mean, std = torch.tensor(model.encoder.pretrained_cfg["mean"]), torch.tensor(model.encoder.pretrained_cfg["std"])
+        mean, std = (
+            torch.tensor(model.encoder.pretrained_cfg["mean"]),
+            torch.tensor(model.encoder.pretrained_cfg["std"]),
+        )
     normalised = ((images.permute(0, 2, 3, 1) - mean) / std).permute(0, 3, 1, 2)
     features = model.encoder(normalised)[-1]
     torch.testing.assert_close(model.encode(images), features)
@@ -152,7 +155,7 @@ def test_an_encoder_that_cannot_be_dilated_is_refused() -> None:
         Segmenter(architecture(encoder="vgg11"))
 
 
-# ---------------------------------------------------------------------------------------------- what can be wrong on disk
+# -------------------------------------------------------------------------------------------- what can be wrong on disk
 
 
 @pytest.fixture
@@ -193,7 +196,12 @@ def test_broken_description(saved: Path, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("encoder", "test_efficientnet_ln"), ("decoder_channels", 16), ("steps", [["aeroplane"]]), ("steps", [["a"], ["b"]])],
+    [
+        ("encoder", "test_byobnet"),
+        ("decoder_channels", 16),
+        ("steps", [["aeroplane"]]),
+        ("steps", [["a"], ["b"]]),
+    ],
 )
 def test_weights_of_another_architecture(saved: Path, key: str, value: object) -> None:
     description = json.loads((saved / "model.json").read_text())
@@ -210,7 +218,7 @@ def test_weights_with_a_tensor_too_few_or_too_many(saved: Path) -> None:
     assert "classifier.steps.1.bias" in refusal(saved)
 
 
-# ------------------------------------------------------------------------------------------------------ steps of a run
+# ------------------------------------------------------------------------------------------------------- steps of a run
 
 
 def test_finished_steps_of_a_run(model: Segmenter, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def experiment() -> dict[str, Any]:
-    """Four base classes, then two from tags, on the generated photographs; seconds a step, without foundation models."""
+    """Four base classes, then two from tags, on the generated photographs; takes seconds, needs no foundation model."""
     return small_experiment()
 
 

@@ -1,8 +1,8 @@
 """Trains runs that are killed at given moments; started by test_resume.py in a process of its own.
 
-``python killed_runs.py PLAN.json`` does the plan's runs one after the other and prints one JSON list: how every attempt
-ended (0, or -9 when it was killed). An attempt is a fork of this process, which itself only imports, so that each starts
-from the same state and pays no import. A moment is a mapping with the key ``at``:
+``python killed_runs.py PLAN.json`` does the plan's runs one after the other and prints one JSON list: how every
+attempt ended (0, or -9 when it was killed). An attempt is a fork of this process, which itself only imports, so that
+each starts from the same state and pays no import. A moment is a mapping with the key ``at``:
 
 - ``iteration``: before iteration ``number`` of step ``step``;
 - ``half``: when half of a file whose name holds ``name`` is written;

@@ -88,7 +88,9 @@ def test_the_memory_log_and_figures_are_the_same(runs: Path, step: int) -> None:
     assert all(torch.equal(banks[0][name], banks[1][name]) for name in banks[0])
     for file, varying in (("metrics.jsonl", "seconds_per_iteration"), ("evaluation.json", "minutes")):
         texts = [(runs / name / f"step{step}" / file).read_text() for name in ("straight", "killed")]
-        values = [[json.loads(t) for t in text.splitlines()] if file[0] == "m" else [json.loads(text)] for text in texts]
+        values = [
+            [json.loads(t) for t in text.splitlines()] if file[0] == "m" else [json.loads(text)] for text in texts
+        ]
         for record in (*values[0], *values[1]):
             record.pop(varying, None)
             record.pop("peak_memory_gib", None)
@@ -97,8 +99,17 @@ def test_the_memory_log_and_figures_are_the_same(runs: Path, step: int) -> None:
 
 def test_nothing_is_left_over(runs: Path) -> None:
     names = [sorted(p.name for p in (runs / name / "step1").iterdir()) for name in ("straight", "killed")]
-    assert names[0] == names[1] == [
-        "evaluation.json", "memory_bank.safetensors", "metrics.jsonl", "model.json", "model.safetensors", "tensorboard",
-    ]
+    assert (
+        names[0]
+        == names[1]
+        == [
+            "evaluation.json",
+            "memory_bank.safetensors",
+            "metrics.jsonl",
+            "model.json",
+            "model.safetensors",
+            "tensorboard",
+        ]
+    )
     assert [path.name for path in (runs / "killed").rglob("*.tmp")] == []
     assert not (runs / "killed" / "step0" / "state").exists()

@@ -55,7 +55,9 @@ def run(base: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(base, tmp_path / "run"))
 
 
-def test_step_0_leaves_a_model_figures_a_memory_and_a_log(base: Path, tiny_voc: Path, experiment: dict[str, Any]) -> None:
+def test_step_0_leaves_a_model_figures_a_memory_and_a_log(
+    base: Path, tiny_voc: Path, experiment: dict[str, Any]
+) -> None:
     assert load_config(base / "config.yaml") == configure(experiment)
     step = base / "step0"
     assert sorted(path.name for path in step.iterdir()) == [
@@ -78,9 +80,7 @@ def test_step_0_leaves_a_model_figures_a_memory_and_a_log(base: Path, tiny_voc: 
     assert {name: len(bank[name]) for name in BASE} == dict.fromkeys(BASE, 3)
 
 
-def test_step_1_from_true_masks_is_marked_as_diagnostic(
-    run: Path, tiny_voc: Path, experiment: dict[str, Any]
-) -> None:
+def test_step_1_from_true_masks_is_marked_as_diagnostic(run: Path, tiny_voc: Path, experiment: dict[str, Any]) -> None:
     results = train(configure(experiment), tiny_voc, None, run)
     assert list(results) == [1]
     assert load_segmenter(run).class_names == ("background", *BASE, "sheep", "sofa")
@@ -156,7 +156,9 @@ def test_a_run_goes_on_with_its_own_configuration_only(run: Path, tiny_voc: Path
         train(configure(experiment, training__steps__learning_rate=0.5), tiny_voc, None, run)
 
 
-def test_without_a_memory_nothing_is_pasted(tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path, run: Path) -> None:
+def test_without_a_memory_nothing_is_pasted(
+    tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path, run: Path
+) -> None:
     (run / "step0" / "memory_bank.safetensors").unlink()
     with pytest.raises(UserError, match="memory bank"):
         train(configure(experiment), tiny_voc, None, run)
@@ -167,18 +169,22 @@ def test_without_a_memory_nothing_is_pasted(tiny_voc: Path, experiment: dict[str
     assert not (out / "step1" / "memory_bank.safetensors").exists()
 
 
-def test_no_photograph_has_the_steps_classes(tiny_voc: Path, experiment: dict[str, Any], run: Path, tmp_path: Path) -> None:
+def test_no_photograph_has_the_steps_classes(
+    tiny_voc: Path, experiment: dict[str, Any], run: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "cows"
     shutil.copytree(run / "step0", out / "step0")
     with pytest.raises(UserError, match="cow"):
         train(configure(experiment, protocol__steps=[list(BASE), ["cow"]]), tiny_voc, None, out)
 
 
-def test_a_model_of_another_encoder_is_refused(tiny_voc: Path, experiment: dict[str, Any], run: Path, tmp_path: Path) -> None:
+def test_a_model_of_another_encoder_is_refused(
+    tiny_voc: Path, experiment: dict[str, Any], run: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "other"
     shutil.copytree(run / "step0", out / "step0")
-    with pytest.raises(UserError, match="test_resnet"):
-        train(configure(experiment, segmenter__encoder="test_resnet"), tiny_voc, None, out)
+    with pytest.raises(UserError, match="test_byobnet"):
+        train(configure(experiment, segmenter__encoder="test_byobnet"), tiny_voc, None, out)
 
 
 def test_a_share_of_the_photographs(tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path) -> None:
@@ -190,7 +196,9 @@ def test_a_share_of_the_photographs(tiny_voc: Path, experiment: dict[str, Any], 
 # ------------------------------------------------------------------------------------------------- another run's base
 
 
-def test_the_base_of_another_run_is_taken_over(base: Path, tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path) -> None:
+def test_the_base_of_another_run_is_taken_over(
+    base: Path, tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path
+) -> None:
     config = configure(experiment, method__alpha=0.1, data__workers=1, training__steps__epochs=1)
     out = tmp_path / "taken"
     with pytest.raises(UserError, match="copy_paste"):
@@ -200,6 +208,8 @@ def test_the_base_of_another_run_is_taken_over(base: Path, tiny_voc: Path, exper
     with pytest.raises(UserError, match="not finished"):
         (tmp_path / "empty").mkdir()
         train(config, tiny_voc, None, tmp_path / "empty-handed", base=tmp_path / "empty")
+    # a run without copy-paste does not care for the memory that lies there
+    train(configure(experiment, copy_paste__bank_size=0), tiny_voc, None, tmp_path / "bankless", step=0, base=base)
     results = train(config, tiny_voc, None, out, step=0, base=base)
     assert results == {}
     assert same_weights(base / "step0", out / "step0")

@@ -52,13 +52,13 @@ class ImageNetNames(nn.Module):
             "weights": state_digest(self.classifier),
             "rows": self.overrides,
             "synsets": table_digest(),
+            "scores": "activation",
         }
 
     @torch.inference_mode()
     def dense_features(self, images: Tensor) -> Tensor:
         """``(B, 3, H, W)`` in [0, 1] -> ``(B, D, H / stride, W / stride)``, L2-normalised over D."""
-        features = self.classifier.forward_features(self.normalize(fit(images, self.stride)))
-        return F.normalize(_head_features(self.classifier, features), dim=1)
+        return F.normalize(self._features(images), dim=1)
 
     @torch.inference_mode()
     def text_embeddings(self, class_names: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -76,8 +76,17 @@ class ImageNetNames(nn.Module):
 
     @torch.inference_mode()
     def scores(self, images: Tensor, class_names: Sequence[str]) -> Tensor:
-        """``(B, C, h, w)``: cosine with the best of a class's rows (eq. 3)."""
-        return class_scores(self.dense_features(images), *self.text_embeddings(class_names), len(class_names))
+        """``(B, C, h, w)``, not negative: how far the features reach along the best of a class's rows.
+
+        This is eq. 3 with the features' length kept, as in class activation maps: other than CLIP's, a classifier's
+        features are long where it recognises something, which the normalisation of eq. 1 would throw away.
+        """
+        rows, owner = self.text_embeddings(class_names)
+        return class_scores(self._features(images), rows, owner, len(class_names)).clamp(min=0)
+
+    def _features(self, images: Tensor) -> Tensor:
+        features = self.classifier.forward_features(self.normalize(fit(images, self.stride)))
+        return _head_features(self.classifier, features)
 
 
 def _head_features(classifier: Any, features: Tensor) -> Tensor:

@@ -11,21 +11,21 @@ TEMPERATURE = 100.0
 
 
 def class_scores(features: Tensor, rows: Tensor, owner: Tensor, n_classes: int) -> Tensor:
-    """Cosine with the class's best row (eq. 3).
+    """Product with the class's best row (eq. 3).
 
     Args:
-        features: ``(B, D, h, w)``, L2-normalised over D.
+        features: ``(B, D, h, w)``; L2-normalised over D for cosines (eq. 1).
         rows: ``(R, D)``, L2-normalised.
         owner: ``(R,)`` int64 in ``[0, n_classes)``; every class owns at least one row.
         n_classes: C.
 
     Returns:
-        ``(B, C, h, w)`` in [-1, 1].
+        ``(B, C, h, w)``, in [-1, 1] for normalised features.
     """
-    cosines = torch.einsum("bdhw,rd->brhw", features, rows)
-    index = owner.to(features.device)[None, :, None, None].expand_as(cosines)
-    scores = cosines.new_full((len(cosines), n_classes, *cosines.shape[2:]), -torch.inf)
-    return scores.scatter_reduce(1, index, cosines, "amax")
+    products = torch.einsum("bdhw,rd->brhw", features, rows)
+    index = owner.to(features.device)[None, :, None, None].expand_as(products)
+    scores = products.new_full((len(products), n_classes, *products.shape[2:]), -torch.inf)
+    return scores.scatter_reduce(1, index, products, "amax")
 
 
 def compete(scores: Tensor, n_classes: int) -> Tensor:

@@ -144,7 +144,7 @@ def _is_plain(block: nn.Module) -> bool:
 def _queries_and_keys(attention: Any, tokens: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor]:
     """The first lines of timm's attention layers, without the values; queries come scaled."""
     if attention.qkv is not None:
-        width = 2 * attention.num_heads * attention.head_dim
+        width = 2 * attention.qkv.out_features // 3
         bias = attention.qkv.bias
         if getattr(attention, "q_bias", None) is not None:
             bias = torch.cat((attention.q_bias, attention.k_bias))

@@ -117,8 +117,9 @@ class _Run:
         if 0 not in finished_steps(base):
             raise UserError(f"{base}: its step 0 is not finished; train it first.")
         theirs, ours = _base_settings(load_config(base / "config.yaml")), _base_settings(self.config)
+        needs_memory = self.config.copy_paste.bank_size > 0
         for name, value in ours.items():
-            if theirs[name] != value:
+            if theirs[name] != value and (needs_memory or not name.startswith("copy_paste.")):
                 raise UserError(
                     f"{base}: its base model was trained with {name} = {theirs[name]}, and the configuration says "
                     f"{value}; give a base run of the same settings."
@@ -329,7 +330,7 @@ def _base_settings(config: Config) -> dict[str, Any]:
         "segmenter": config.segmenter.model_copy(update={"classifier_init": "plain"}),
         "training.step0": config.training.step0,
         "training.seed": config.training.seed,
-        "copy_paste.bank_size": config.copy_paste.bank_size if config.copy_paste.bank_size else "any",
+        "copy_paste.bank_size": config.copy_paste.bank_size,
         "copy_paste.min_area": config.copy_paste.min_area,
     }
 

@@ -14,6 +14,7 @@ from fmwiss.reporting.pictures import (
     class_colours,
     overlay,
     picture_indices,
+    probability_maps,
     save_indexed_png,
     save_masks,
     save_png,
@@ -122,3 +123,12 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
         save_png(Image.new("RGB", (4, 4)), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_probability_maps_stand_beside_the_photograph_from_black_to_white() -> None:
+    image = torch.full((3, 40, 60), 90, dtype=torch.uint8)
+    maps = {"background": torch.ones(2, 3), "sofa": torch.zeros(2, 3), "bird": torch.full((2, 3), 1 / 3)}
+    picture = np.asarray(probability_maps(image, maps))
+    assert picture.shape[1] == 4 * 60 + 3 * 4
+    columns = [picture[-20, left + 30].tolist() for left in (0, 64, 128, 192)]
+    assert columns == [[90, 90, 90], [255, 255, 255], [0, 0, 0], [255, 0, 0]]

@@ -72,6 +72,13 @@ class Method(nn.Module, ABC):
                     module.eval()
         return self
 
+    def probability_maps(self, images: Tensor) -> Tensor | None:
+        """What supervises the student on ``(B, 3, H, W)`` images: a module's probabilities ``(B, |Y_t|, h, w)``.
+
+        None where a method has no such module. Drawn at the end of a step, for people to look at.
+        """
+        return None
+
     def learnt_state(self) -> dict[str, Tensor]:
         """What a checkpoint must keep of the method: all parameters and buffers of modules that change."""
         return self.state_dict()

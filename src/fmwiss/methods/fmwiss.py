@@ -74,6 +74,10 @@ class FMWISS(Method):
     def load_learnt_state(self, state: dict[str, Tensor]) -> None:
         self.load_state_dict({**self.state_dict(), **state})
 
+    @torch.inference_mode()
+    def probability_maps(self, images: Tensor) -> Tensor:
+        return self.teacher(self.student.encode(images))[0].sigmoid()
+
     def training_step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         truth = Guidance.of(batch, self.options.loss_stride)
         size = truth.valid.shape[-2:]

@@ -127,6 +127,32 @@ def side_by_side(image: Tensor, stages: Mapping[str, Tensor], names: Sequence[st
     return canvas
 
 
+def probability_maps(image: Tensor, maps: Mapping[str, Tensor]) -> Image.Image:
+    """The photograph and, beside it, one map after the other from black (0) over red to white (1) (Figure 8).
+
+    Args:
+        image: uint8 ``(3, H, W)``, RGB.
+        maps: title -> probabilities ``(h, w)`` in [0, 1] on any grid that covers the photograph.
+
+    Returns:
+        RGB; above every map stands its title with its largest value.
+    """
+    photograph = _to_picture(image.cpu())
+    font = _font_for(photograph)
+    line, gap = _line_height(font), 4
+    width, height = photograph.size
+    canvas = Image.new("RGB", ((1 + len(maps)) * (width + gap) - gap, line + height), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    canvas.paste(photograph, (0, line))
+    for column, (title, values) in enumerate(maps.items(), start=1):
+        left = column * (width + gap)
+        full = F.interpolate(values.cpu().float()[None, None], size=(height, width), mode="bilinear")[0, 0]
+        heat = torch.stack([3 * full - channel for channel in range(3)]).clamp(0, 1)
+        draw.text((left + 2, 1), f"{title} (max {float(values.max()):.2f})", fill=_INK, font=font)
+        canvas.paste(_to_picture((255 * heat).round().to(torch.uint8)), (left, line))
+    return canvas
+
+
 def save_masks(masks: Tensor, names: Sequence[str], size: Sequence[int], folder: Path, stem: str) -> None:
     """Write each class's mask of a photograph as a black and white PNG, ``<stem>_<class_name>.png``.
 

@@ -30,9 +30,12 @@ from fmwiss.files import write_atomically
 from fmwiss.methods import FMWISS, Method, Supervised
 from fmwiss.models import Segmenter, finished_steps
 from fmwiss.pseudo_masks import open_pseudo_masks
+from fmwiss.reporting.pictures import probability_maps, save_png
 from fmwiss.training.loop import Loop
 
 BANK = "memory_bank.safetensors"
+MAPS_PER_CLASS = 3
+"""Photographs of every new class whose probability maps are drawn at the end of a step."""
 
 
 def train(
@@ -166,8 +169,10 @@ class _Run:
         )
         loop.run(method, dataset, len(chosen))
         trained = time.monotonic()
-        method.student.eval()
+        method.eval()
         if self.fabric.is_global_zero:
+            if t > 0:
+                self._draw_probability_maps(folder / "teacher", method, new_tags)
             self._keep_memory(t, chosen, new_tags, method.student)
         self.fabric.barrier()
         result = self._evaluate(method.student)
@@ -180,6 +185,19 @@ class _Run:
             self._finish(folder, method.student, result, minutes, len(chosen))
         self.fabric.barrier()
         return result
+
+    def _draw_probability_maps(self, folder: Path, method: Method, tags: Mapping[str, frozenset[str]]) -> None:
+        """Pictures of what supervised the student in the end, for the first photographs of every new class."""
+        names = method.student.class_names
+        for name in sorted(set().union(*tags.values())):
+            for image_id in [i for i in tags if name in tags[i]][:MAPS_PER_CLASS]:
+                image = self.source.read_image(image_id)
+                maps = method.probability_maps(method.student.to_working_size(image))
+                if maps is None:
+                    return
+                shown = ["background", *(n for n in names if n in tags[image_id])]
+                picture = probability_maps(image, {n: maps[0, names.index(n)] for n in shown})
+                save_png(picture, folder / f"{name.replace(' ', '_')}_{image_id}.png")
 
     def _finish(
         self, folder: Path, student: Segmenter, result: Evaluation, minutes: Mapping[str, float], images: int

@@ -359,7 +359,7 @@ WRONG: dict[str, tuple[Callable[[World], list[object]], str]] = {
     "step beyond the protocol": (lambda w: w.train("--step", 2), "steps 0 to 1"),
     "step before its turn": (lambda w: w.train("--step", 1), "step 0, which is not finished"),
     "unknown encoder": (lambda w: w.train("--set", "segmenter.encoder=resnett50"), "nearest names: resnet50"),
-    "encoder that cannot be dilated": (lambda w: w.train("--set", "segmenter.encoder=test_vit"), "test_vit"),
+    "encoder that cannot be dilated": (lambda w: w.train("--set", "segmenter.encoder=test_vit"), "timm can dilate"),
     # the data
     "no data": (lambda w: w.train(data=w.folder / "none"), "does not exist; give a folder in VOC's layout"),
     "data in another layout": (data_without_photographs, "has no JPEGImages"),

@@ -205,7 +205,7 @@ def pseudo_masks(
         if not tags:
             raise UserError(f"{data}: no photograph of {split} is tagged with {', '.join(names)}")
         seed, options = experiment.training.seed, experiment.cosegmentation
-        masks = open_pseudo_masks(options, source, list(tags), tags, weights, cache, _device(device), seed)
+        masks = open_pseudo_masks(options, source, list(tags), tags, weights, cache, _device(device), seed, track)
         for number, image_id in enumerate(track(tags, "writing masks")):
             tagged = [name for name in names if name in tags[image_id]]
             stages = masks.stages(image_id, tagged, epoch=0)

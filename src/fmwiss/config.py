@@ -138,7 +138,8 @@ class SelfSupervisedConfig(_Section):
 
     model: str = Field("vit_large_patch16_224", description="timm ViT; DINO, iBOT and DINOv2/v3 weights fit")
     checkpoint: Path | None = Field(
-        None, description="original DINO or iBOT checkpoint, or safetensors; null: by timm name from --weights or hub"
+        None, description="original DINO or iBOT checkpoint, or safetensors: a path, or a file in the --weights "
+        "folder; null: by timm name from --weights or hub"
     )
     pretrained: bool = Field(True, description="false: random weights (a control, and tests)")
     input_size: PositiveInt = Field(448, description="longer side of the photograph that the model sees, in pixels")

@@ -603,6 +603,7 @@ def open_pseudo_masks(
     cache: Path | None,
     device: torch.device | str,
     seed: int,
+    progress: Track = _silently,
 ) -> StoredPseudoMasks:
     """Masks of tagged photographs from the store that fits a configuration; what it lacks is computed first.
 
@@ -615,16 +616,16 @@ def open_pseudo_masks(
         cache: folder that holds the stores; None: ``fmwiss/pseudo-masks`` in the user's cache folder.
         device: where the frozen models run.
         seed: the run's seed.
+        progress: shows the photographs passing by.
     """
     from fmwiss.foundation import build_self_supervised, build_vision_language
-    from fmwiss.reporting.progress import track
 
     vision_language = build_vision_language(config.vision_language, weights, device)
     self_supervised = build_self_supervised(config.self_supervised, weights, device)
     store = PseudoMaskStore(cache or _default_cache(), store_identity(config, vision_language, self_supervised))
     classes = sorted(set().union(*(tags[image_id] for image_id in ids)))
     fill_store(
-        store, source, ids, tags, classes, vision_language, self_supervised, config.batch_size, device, track
+        store, source, ids, tags, classes, vision_language, self_supervised, config.batch_size, device, progress
     )
     return StoredPseudoMasks(store, config, seed)
 

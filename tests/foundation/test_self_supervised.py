@@ -205,6 +205,12 @@ def test_the_authors_checkpoints_give_the_same_model(
     torch.testing.assert_close(model.patch_features(images).flatten(2), tokens[:, 1:].transpose(1, 2))
 
 
+def test_a_checkpoint_is_found_in_the_folder_of_weights(trained: nn.Module, tmp_path: Path) -> None:
+    torch.save(dino(trained.state_dict()), tmp_path / "dino.pth")
+    model: Any = build_self_supervised(SelfSupervisedConfig(model=NAME, checkpoint=Path("dino.pth")), tmp_path)
+    torch.testing.assert_close(model.vit.pos_embed, trained.state_dict()["pos_embed"])
+
+
 def test_safetensors_are_read_too(trained: nn.Module, tmp_path: Path) -> None:
     save_file(ibot_whole_training(trained.state_dict())["teacher"], tmp_path / "ibot.safetensors")
     read = read_checkpoint(tmp_path / "ibot.safetensors")
@@ -248,8 +254,8 @@ def test_no_code_in_a_checkpoint_is_run(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_unfit_checkpoints_are_errors(trained: nn.Module, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"gone.pth is missing"):
-        read_checkpoint(tmp_path / "gone.pth")
+    with pytest.raises(UserError, match=r"gone.pth or .*gone.pth is missing"):
+        build_self_supervised(SelfSupervisedConfig(model=NAME, checkpoint=Path("gone.pth")), tmp_path)
     for name in ("cut.pth", "cut.safetensors"):
         (tmp_path / name).write_bytes(b"PK\x03\x04 cut off")
         with pytest.raises(UserError, match=f"{name} cannot be read"):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from fmwiss.errors import UserError
 from fmwiss.foundation import weights
-from fmwiss.foundation.weights import find_weights, load_timm, load_timm_state, require_hub, state_digest
+from fmwiss.foundation.weights import UnknownOption, find_weights, load_timm, load_timm_state, require_hub, state_digest
 
 NAME = "test_efficientnet"
 
@@ -122,7 +122,7 @@ def test_a_truncated_file_is_an_error(folder: Path) -> None:
 def test_unknown_names_and_options_are_errors(folder: Path) -> None:
     with pytest.raises(UserError, match="no model 'resnet5O'; nearest names: resnet50"):
         load_timm("resnet5O", folder)
-    with pytest.raises(UserError, match=f"{NAME} cannot be built as asked"):
+    with pytest.raises(UnknownOption, match=f"{NAME} cannot be built as asked"):
         load_timm(NAME, folder, no_such_option=1)
 
 

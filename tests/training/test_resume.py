@@ -108,6 +108,7 @@ def test_nothing_is_left_over(runs: Path) -> None:
             "metrics.jsonl",
             "model.json",
             "model.safetensors",
+            "teacher",
             "tensorboard",
         ]
     )

@@ -77,7 +77,7 @@ def evaluate(
     with ThreadPoolExecutor(1) as reader:
         samples = track(_prefetched(reader, read, mine), "evaluating", len(mine))
         for photographs, masks in _equal_shapes(samples, batch_size):
-            logits = model.predict_logits(torch.cat(photographs).to(device), tuple(masks[0].shape[-2:]))
+            logits = model.predict_logits(torch.cat(photographs).to(device), (masks[0].shape[-2], masks[0].shape[-1]))
             metric.update(logits.argmax(dim=1), torch.stack(masks).to(device))
     model.train(was_training)
     return Evaluation.from_confusion(metric.compute().cpu(), model.architecture.steps, len(ids))

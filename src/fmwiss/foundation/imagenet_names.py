@@ -43,6 +43,7 @@ class ImageNetNames(nn.Module):
         self.overrides = {key: list(synsets) for key, synsets in (overrides or {}).items()}
         self.normalize = Normalize(*(self.classifier.pretrained_cfg[key] for key in ("mean", "std")))
         self.stride = _stride(self.classifier, name)
+        self._found: dict[str, list[int]] = {}
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -67,12 +68,11 @@ class ImageNetNames(nn.Module):
         Raises:
             UserError: no ImageNet class stands for a name.
         """
-        order = {synset: index for index, synset in enumerate(class_synsets())}
-        synsets = [find_synsets(name, self.overrides) for name in class_names]
-        weight = F.normalize(self.classifier.get_classifier().weight.flatten(1), dim=1)
-        rows = [order[synset] for found in synsets for synset in found]
-        owner = [index for index, found in enumerate(synsets) for _ in found]
-        return weight[rows], torch.tensor(owner, dtype=torch.long, device=weight.device)
+        outputs = [self._outputs(name) for name in class_names]
+        weight = self.classifier.get_classifier().weight.flatten(1)
+        rows = weight[[output for found in outputs for output in found]]
+        owner = [index for index, found in enumerate(outputs) for _ in found]
+        return F.normalize(rows, dim=1), torch.tensor(owner, device=weight.device)
 
     @torch.inference_mode()
     def scores(self, images: Tensor, class_names: Sequence[str]) -> Tensor:
@@ -87,6 +87,12 @@ class ImageNetNames(nn.Module):
     def _features(self, images: Tensor) -> Tensor:
         features = self.classifier.forward_features(self.normalize(fit(images, self.stride)))
         return _head_features(self.classifier, features)
+
+    def _outputs(self, name: str) -> list[int]:
+        """The classifier's outputs that a name stands for; looked up once."""
+        if name not in self._found:
+            self._found[name] = [class_synsets().index(synset) for synset in find_synsets(name, self.overrides)]
+        return self._found[name]
 
 
 def _head_features(classifier: Any, features: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from fmwiss.config import SelfSupervisedConfig
 from fmwiss.errors import UserError
 from fmwiss.foundation.images import Normalize, fit
-from fmwiss.foundation.weights import first_line, load_timm, load_timm_state, state_digest
+from fmwiss.foundation.weights import first_line, load_timm, load_timm_state, state_digest, weights_folder
 
 
 class TimmViT(nn.Module):
@@ -176,14 +176,27 @@ def load_self_supervised(config: SelfSupervisedConfig, weights: Path | None = No
     """
     options = {"num_classes": 0, "dynamic_img_size": True}
     if config.pretrained and config.checkpoint is not None:
-        state = read_checkpoint(config.checkpoint)
-        vit = load_timm_state(config.model, state, config.checkpoint, **options)
+        file = _find_checkpoint(config.checkpoint, weights)
+        vit = load_timm_state(config.model, read_checkpoint(file), file, **options)
         return TimmViT(vit, config.model, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         vit = load_timm(config.model, weights, pretrained=config.pretrained, **options)
     expects: Any = vit.pretrained_cfg
     return TimmViT(vit, config.model, expects["mean"], expects["std"])
+
+
+def _find_checkpoint(checkpoint: Path, weights: Path | None) -> Path:
+    """The checkpoint as it is named, from where the command runs, or in the folder of weights."""
+    folder = weights_folder(weights)
+    candidates = [checkpoint] if folder is None else [checkpoint, folder / checkpoint]
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise UserError(
+        f"the self-supervised checkpoint {' or '.join(map(str, candidates))} is missing; download it from its authors' "
+        "page, put it into the --weights folder or name it in cosegmentation.self_supervised.checkpoint"
+    )
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -194,10 +207,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     no code.
 
     Raises:
-        UserError: the file is missing, unreadable or holds no weights.
+        UserError: the file is unreadable or holds no weights.
     """
-    if not path.is_file():
-        raise UserError(f"the self-supervised checkpoint {path} is missing")
     try:
         if path.suffix == ".safetensors":
             return rename_keys(load_file(path))

@@ -29,6 +29,10 @@ WEIGHTS_VARIABLE = "FMWISS_WEIGHTS"
 """Environment variable that names the folder of local weights where no folder is given."""
 
 
+class UnknownOption(UserError):
+    """A timm model does not have an option that is asked for."""
+
+
 def weights_folder(weights: Path | None) -> Path | None:
     """The folder given, else the one that ``FMWISS_WEIGHTS`` names, else None.
 
@@ -140,7 +144,7 @@ def _create(name: str, **kwargs: Any) -> nn.Module:
     try:
         return timm.create_model(name, **kwargs)
     except TypeError as error:
-        raise UserError(f"the timm model {name} cannot be built as asked: {first_line(error)}") from error
+        raise UnknownOption(f"the timm model {name} cannot be built as asked: {first_line(error)}") from error
     finally:
         logger.setLevel(level)
 

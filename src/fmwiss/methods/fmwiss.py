@@ -49,7 +49,7 @@ class FMWISS(Method):
             len(student.class_names),
             architecture.decoder_channels,
             architecture.atrous_rates,
-        ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        ).to(memory_format=torch.channels_last)
         self.bce = PixelBCELoss()
         self.dcl = DenseContrastiveLoss(options.tau)
 
@@ -80,7 +80,7 @@ class FMWISS(Method):
 
     def training_step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         truth = Guidance.of(batch, self.options.loss_stride)
-        size = truth.valid.shape[-2:]
+        size = (truth.valid.shape[-2], truth.valid.shape[-1])
         if self.warming_up:
             # the student's encoder has not moved yet: its features are the old model's
             with torch.inference_mode():

@@ -19,7 +19,7 @@ from fmwiss.config import SegmenterConfig
 from fmwiss.data.transforms import working_size
 from fmwiss.errors import UserError
 from fmwiss.files import write_atomically
-from fmwiss.foundation.weights import load_timm
+from fmwiss.foundation.weights import UnknownOption, load_timm
 from fmwiss.models.classifier import IncrementalClassifier
 
 
@@ -52,6 +52,8 @@ class Segmenter(nn.Module):
 
     mean: Tensor
     std: Tensor
+    encoder: Any
+    """timm's feature extractor, which is not typed."""
 
     def __init__(self, architecture: Architecture, pretrained: bool = False, weights: Path | None = None) -> None:
         super().__init__()
@@ -61,17 +63,11 @@ class Segmenter(nn.Module):
             self.encoder = load_timm(
                 architecture.encoder, weights, pretrained=pretrained, features_only=True, output_stride=stride
             )
-        except AssertionError as error:  # how timm's older families refuse a stride
-            raise UserError(
-                f"segmenter.encoder: {architecture.encoder} has no features at segmenter.output_stride = {stride}; "
-                "choose an encoder that timm can dilate, such as resnet101."
-            ) from error
+        except (AssertionError, UnknownOption) as error:  # timm's convolutional families and its transformers
+            raise _no_such_stride(architecture) from error
         info = self.encoder.feature_info
         if info.reduction()[-1] != stride:
-            raise UserError(
-                f"segmenter.encoder: {architecture.encoder} gives features at stride {info.reduction()[-1]}, not at "
-                f"segmenter.output_stride = {stride}; choose an encoder that timm can dilate, such as resnet101."
-            )
+            raise _no_such_stride(architecture)
         self.decoder = DeepLabV3Decoder(
             info.channels()[-1],
             out_channels=architecture.decoder_channels,
@@ -83,7 +79,7 @@ class Segmenter(nn.Module):
         data_config = self.encoder.pretrained_cfg
         self.register_buffer("mean", torch.tensor(data_config["mean"]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(data_config["std"]).view(1, 3, 1, 1))
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     @classmethod
     def from_config(
@@ -191,7 +187,7 @@ class Segmenter(nn.Module):
         except RuntimeError as error:
             raise UserError(
                 f"{weights_file}: is a checkpoint of another architecture than {description_file.name} describes "
-                f"({str(error).splitlines()[1].strip()})."
+                f"({_first_difference(model.state_dict(), state)})."
             ) from error
         return model.eval()
 
@@ -226,6 +222,23 @@ def finished_step(run: Path, step: int) -> int:
     if step not in steps:
         raise UserError(f"{run}: step {step} is not finished there; finished steps: {steps or 'none'}.")
     return step
+
+
+def _no_such_stride(architecture: Architecture) -> UserError:
+    return UserError(
+        f"segmenter.encoder: {architecture.encoder} has no features at segmenter.output_stride = "
+        f"{architecture.output_stride}; choose an encoder that timm can dilate, such as resnet101."
+    )
+
+
+def _first_difference(expected: dict[str, Tensor], given: dict[str, Tensor]) -> str:
+    """The first entry in which two states of a model differ, in words."""
+    for name, tensor in expected.items():
+        if name not in given:
+            return f"it lacks {name}"
+        if given[name].shape != tensor.shape:
+            return f"{name} has shape {tuple(given[name].shape)}, not {tuple(tensor.shape)}"
+    return f"it has {next(name for name in given if name not in expected)} too"
 
 
 def _outputs(steps: tuple[tuple[str, ...], ...]) -> list[int]:

@@ -58,7 +58,7 @@ class Loop:
         options, fabric = self.options, self.fabric
         groups = method.parameter_groups(options.learning_rate, options.head_rate)
         optimizer = torch.optim.SGD(
-            groups, momentum=options.momentum, weight_decay=options.weight_decay, foreach=True  # type: ignore[arg-type]
+            groups, momentum=options.momentum, weight_decay=options.weight_decay, foreach=True
         )
         base_rates = [group["lr"] for group in optimizer.param_groups]
         module, wrapped = fabric.setup(method, optimizer)

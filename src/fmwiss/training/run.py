@@ -31,6 +31,7 @@ from fmwiss.methods import FMWISS, Method, Supervised
 from fmwiss.models import Segmenter, finished_steps
 from fmwiss.pseudo_masks import open_pseudo_masks
 from fmwiss.reporting.pictures import probability_maps, save_png
+from fmwiss.reporting.progress import track
 from fmwiss.training.loop import Loop
 
 BANK = "memory_bank.safetensors"
@@ -260,7 +261,8 @@ class _Run:
             pseudo_masks = TrueMasks(self.source, self.source.class_names)
         else:
             pseudo_masks = open_pseudo_masks(
-                config.cosegmentation, self.source, ids, tags, self.weights, self.cache, self.fabric.device, seed
+                config.cosegmentation, self.source, ids, tags, self.weights, self.cache, self.fabric.device, seed,
+                track,
             )
         return WeakDataset(
             self.source,
@@ -298,7 +300,8 @@ class _Run:
         if t == 0:
             table = self.protocol.label_table(0, self.source.class_names)
             bank = MemoryBank.build(
-                self.source, ids, table, self.protocol.seen(0), options.bank_size, options.min_area, seed
+                self.source, ids, table, self.protocol.seen(0), options.bank_size, options.min_area, seed,
+                track,
             )
         else:
             bank = MemoryBank.load(self.folder / f"step{t - 1}" / BANK)

@@ -80,14 +80,15 @@ class SegmenterConfig(_Section):
 
 
 class OptimizationConfig(_Section):
-    """SGD with the poly schedule for one kind of step."""
+    """Optimizer and poly schedule for one kind of step."""
 
     epochs: PositiveInt = Field(40, description="epochs over the step's photographs")
     batch_size: PositiveInt = Field(24, description="photographs per iteration, over all processes")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with momentum (paper), or AdamW")
     learning_rate: float = Field(1e-3, gt=0, description="rate of the encoder at the first iteration")
     head_rate: float = Field(10.0, gt=0, description="rate of decoder, classifiers and teacher, as a multiple")
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(1e-4, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum, AdamW's first beta")
+    weight_decay: float = Field(1e-4, ge=0, description="added to the gradient by SGD, decoupled from it by AdamW")
     poly_power: float = Field(0.9, ge=0, description="rate x (1 - iteration / iterations) ** poly_power")
     freeze_batch_norm: bool = Field(
         False, description="keep the encoder's and decoder's batch norm statistics as the step found them"

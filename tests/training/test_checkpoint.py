@@ -32,7 +32,9 @@ class Linear(Method):
         return {"loss": self.norm(self.first(torch.rand(4, 2, 3, 3, generator=generator))).square().sum()}
 
 
-def optimizer_of(method: Method) -> torch.optim.SGD:
+def optimizer_of(method: Method, kind: str = "sgd") -> torch.optim.Optimizer:
+    if kind == "adamw":
+        return torch.optim.AdamW(method.parameters(), lr=0.1, weight_decay=1e-2)
     return torch.optim.SGD(method.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
 
 
@@ -43,23 +45,24 @@ def learn(method: Linear, optimizer: torch.optim.Optimizer, first: int, last: in
         optimizer.step()
 
 
-def new(width: int = 3) -> tuple[Linear, torch.optim.SGD]:
+def new(width: int = 3, kind: str = "sgd") -> tuple[Linear, torch.optim.Optimizer]:
     torch.manual_seed(0)
     method = Linear(width)
-    return method, optimizer_of(method)
+    return method, optimizer_of(method, kind)
 
 
-def test_resumed_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    straight, optimizer = new()
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_resumed_training_goes_on_bit_for_bit(tmp_path: Path, kind: str) -> None:
+    straight, optimizer = new(kind=kind)
     learn(straight, optimizer, 0, 5)
     learn(straight, optimizer, 5, 9)
 
-    method, optimizer = new()
+    method, optimizer = new(kind=kind)
     learn(method, optimizer, 0, 5)
     save_checkpoint(tmp_path / "state", 5, method, optimizer)
     torch.manual_seed(99)
     resumed = Linear()
-    optimizer = optimizer_of(resumed)
+    optimizer = optimizer_of(resumed, kind)
     assert load_checkpoint(tmp_path / "state", resumed, optimizer) == 5
     assert resumed.first.weight.is_contiguous(memory_format=torch.channels_last)
     learn(resumed, optimizer, 5, 9)

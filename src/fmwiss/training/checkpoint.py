@@ -17,8 +17,6 @@ from fmwiss.errors import UserError
 from fmwiss.files import write_atomically
 from fmwiss.methods import Method
 
-MOMENTUM = "momentum_buffer"
-
 
 def save_checkpoint(folder: Path, iteration: int, method: Method, optimizer: torch.optim.Optimizer) -> None:
     """Write the state after ``iteration`` iterations to ``folder/<iteration>/`` and drop the older ones.
@@ -30,7 +28,7 @@ def save_checkpoint(folder: Path, iteration: int, method: Method, optimizer: tor
     temporary = folder / f".{final.name}.{os.getpid()}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     tensors = {f"method.{name}": value.contiguous() for name, value in method.learnt_state().items()}
-    tensors |= {f"optimizer.{i}": value.contiguous() for i, value in _momenta(optimizer).items()}
+    tensors |= {f"optimizer.{name}": value.contiguous() for name, value in _optimizer_state(optimizer).items()}
     try:
         write_atomically(temporary / "state.safetensors", lambda path: save_file(tensors, path))
         progress = json.dumps({"iteration": iteration})
@@ -60,18 +58,28 @@ def load_checkpoint(folder: Path, method: Method, optimizer: torch.optim.Optimiz
             f"{newest}: this checkpoint does not fit the configuration or is damaged ({reason}); delete the folder to "
             "start the step anew."
         ) from error
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for index, momentum in _under(tensors, "optimizer.").items():
+    parameters = _parameters(optimizer)
+    for key, value in _under(tensors, "optimizer.").items():
+        index, name = key.split(".")
         parameter = parameters[int(index)]
         state: dict[str, Any] = optimizer.state[parameter]
-        state[MOMENTUM] = torch.empty_like(parameter).copy_(momentum)
+        # moments lie in memory as their parameter does, on its device; AdamW's step number is a scalar on the CPU
+        state[name] = torch.empty_like(parameter).copy_(value) if value.ndim else value
     return iteration
 
 
-def _momenta(optimizer: torch.optim.Optimizer) -> dict[int, Tensor]:
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    momenta = {i: optimizer.state[p].get(MOMENTUM) for i, p in enumerate(parameters) if p in optimizer.state}
-    return {i: momentum for i, momentum in momenta.items() if momentum is not None}
+def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What the optimizer remembers of every parameter, as ``<parameter's number>.<name>``."""
+    return {
+        f"{index}.{name}": value
+        for index, parameter in enumerate(_parameters(optimizer))
+        for name, value in optimizer.state.get(parameter, {}).items()
+        if value is not None
+    }
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -57,9 +57,7 @@ class Loop:
         """Train ``method`` on ``dataset`` (which is indexed by (epoch, index), ``n_images`` long)."""
         options, fabric = self.options, self.fabric
         groups = method.parameter_groups(options.learning_rate, options.head_rate)
-        optimizer = torch.optim.SGD(
-            groups, momentum=options.momentum, weight_decay=options.weight_decay, foreach=True
-        )
+        optimizer = _optimizer(options, groups)
         base_rates = [group["lr"] for group in optimizer.param_groups]
         module, wrapped = fabric.setup(method, optimizer)
         state = self.folder / "state"
@@ -141,6 +139,13 @@ class Loop:
         if not self._losses:
             return self.description
         return f"{self.description} (loss {sum(self._losses.values()):.4f})"
+
+
+def _optimizer(options: OptimizationConfig, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
+    if options.optimizer == "adamw":
+        betas = (options.momentum, 0.999)
+        return torch.optim.AdamW(groups, betas=betas, weight_decay=options.weight_decay, foreach=True)
+    return torch.optim.SGD(groups, momentum=options.momentum, weight_decay=options.weight_decay, foreach=True)
 
 
 class _Log:

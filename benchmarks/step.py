@@ -22,6 +22,7 @@ from fmwiss.data.protocols import Protocol
 from fmwiss.data.randomness import keyed_generator
 from fmwiss.methods import FMWISS
 from fmwiss.models import Segmenter
+from fmwiss.training.loop import build_optimizer
 
 
 def synthetic_batch(batch_size: int, side: int, n_new: int, device: torch.device) -> Batch:
@@ -63,9 +64,7 @@ def main() -> None:
     method.start_epoch(method.warmup_epochs)
     options = config.training.steps
     groups = method.parameter_groups(options.learning_rate, options.head_rate)
-    optimizer = torch.optim.SGD(
-        groups, momentum=options.momentum, weight_decay=options.weight_decay, foreach=True  # type: ignore[arg-type]
-    )
+    optimizer = build_optimizer(options, groups)
     batch = synthetic_batch(options.batch_size, config.data.crop_size, len(protocol.new(1)), device)
     features = student.encode(batch.image).detach()
 

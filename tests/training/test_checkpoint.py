@@ -11,10 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fmwiss.config import OptimizationConfig
 from fmwiss.errors import UserError
 from fmwiss.methods import Method
 from fmwiss.training import checkpoint
 from fmwiss.training.checkpoint import load_checkpoint, save_checkpoint
+from fmwiss.training.loop import build_optimizer
 
 
 class Linear(Method):
@@ -33,9 +35,8 @@ class Linear(Method):
 
 
 def optimizer_of(method: Method, kind: str = "sgd") -> torch.optim.Optimizer:
-    if kind == "adamw":
-        return torch.optim.AdamW(method.parameters(), lr=0.1, weight_decay=1e-2)
-    return torch.optim.SGD(method.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+    options = OptimizationConfig.model_validate({"optimizer": kind, "weight_decay": 1e-2})
+    return build_optimizer(options, [{"params": list(method.parameters()), "lr": 0.1}])
 
 
 def learn(method: Linear, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:

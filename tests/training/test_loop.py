@@ -20,7 +20,7 @@ from fmwiss.data.voc import VOCSource
 from fmwiss.errors import UserError
 from fmwiss.methods import Method, Supervised
 from fmwiss.models import Architecture, Segmenter
-from fmwiss.training.loop import Loop
+from fmwiss.training.loop import Loop, build_optimizer
 
 STEPS = (("aeroplane", "bicycle", "bird", "boat", "sheep", "sofa"),)
 OPTIONS = OptimizationConfig(epochs=2, batch_size=5, learning_rate=0.02, head_rate=5.0)
@@ -202,3 +202,28 @@ def test_a_single_photograph_at_a_time_is_refused(
     options = OPTIONS.model_copy(update={"batch_size": batch_size})
     with pytest.raises(UserError, match="batch norm"):
         make_loop(tmp_path, options=options).run(method, dataset, images)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_optimizers_update_as_written_by_hand(kind: str) -> None:
+    options = OptimizationConfig.model_validate({"optimizer": kind, "momentum": 0.8, "weight_decay": 0.1})
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    weight = layer.weight.detach().double()
+    optimizer = build_optimizer(options, [{"params": [layer.weight], "lr": 0.05}])
+    first, second = torch.zeros_like(weight), torch.zeros_like(weight)
+    for iteration in range(1, 4):
+        images = torch.rand(2, 3, 5, 5).contiguous(memory_format=torch.channels_last)
+        optimizer.zero_grad()
+        layer(images).square().mean().backward()
+        assert layer.weight.grad is not None
+        gradient = layer.weight.grad.double()
+        if kind == "sgd":
+            first = (0.8 if iteration > 1 else 0) * first + gradient + 0.1 * weight
+            weight = weight - 0.05 * first
+        else:
+            first, second = 0.8 * first + 0.2 * gradient, 0.999 * second + 0.001 * gradient.square()
+            unbiased, spread = first / (1 - 0.8**iteration), (second / (1 - 0.999**iteration)).sqrt()
+            weight = weight * (1 - 0.05 * 0.1) - 0.05 * unbiased / (spread + 1e-8)
+        optimizer.step()
+        torch.testing.assert_close(layer.weight.detach().double(), weight, rtol=1e-4, atol=1e-6)

@@ -63,8 +63,10 @@ def load_checkpoint(folder: Path, method: Method, optimizer: torch.optim.Optimiz
         index, name = key.split(".")
         parameter = parameters[int(index)]
         state: dict[str, Any] = optimizer.state[parameter]
-        # moments lie in memory as their parameter does, on its device; AdamW's step number is a scalar on the CPU
-        state[name] = torch.empty_like(parameter).copy_(value) if value.ndim else value
+        if value.ndim:  # moments lie in memory as their parameter does
+            state[name] = torch.empty_like(parameter).copy_(value)
+        else:  # AdamW's step number, which a fused update wants beside the parameter
+            state[name] = value.to(parameter.device) if optimizer.defaults["fused"] else value
     return iteration
 
 

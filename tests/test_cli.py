@@ -300,6 +300,13 @@ def text_as_photograph(w: World) -> list[object]:
     return w.predict(w.write("notes.jpg", "no picture"))
 
 
+def prediction_over_a_photograph(w: World) -> list[object]:
+    photograph = w.folder / "mine.png"
+    Image.new("RGB", (40, 30)).save(photograph)
+    w.make_run()
+    return ["predict", w.run, photograph, "--out", w.folder]
+
+
 def same_names(w: World) -> list[object]:
     w.make_run()
     return w.predict(w.photograph, shutil.copy(w.photograph, w.folder))
@@ -360,10 +367,21 @@ WRONG: dict[str, tuple[Callable[[World], list[object]], str]] = {
     "step before its turn": (lambda w: w.train("--step", 1), "step 0, which is not finished"),
     "unknown encoder": (lambda w: w.train("--set", "segmenter.encoder=resnett50"), "nearest names: resnet50"),
     "encoder that cannot be dilated": (lambda w: w.train("--set", "segmenter.encoder=test_vit"), "timm can dilate"),
+    "unknown weights": (lambda w: w.train("--set", "segmenter.encoder=resnet18.none"), "its tags: a1_in1k"),
+    "stride of no whole cells": (lambda w: w.train("--set", "method.loss_stride=7"), "divides data.crop_size"),
+    "names that compete with nothing": (
+        lambda w: w.pseudo_masks("--set", "cosegmentation.vision_language.key_smoothing=true"),
+        "name things under background",
+    ),
+    "rows of an unknown class": (
+        lambda w: w.pseudo_masks("--set", "cosegmentation.vision_language.rows={shepe: [n02411705]}"),
+        "the nearest known name is 'sheep'",
+    ),
     # the data
     "no data": (lambda w: w.train(data=w.folder / "none"), "does not exist; give a folder in VOC's layout"),
     "data in another layout": (data_without_photographs, "has no JPEGImages"),
     "unknown list": (lambda w: w.train("--set", "data.train_split=all"), "there is no split 'all'"),
+    "unknown validation list": (lambda w: w.train("--set", "data.val_split=vall"), "there is no split 'vall'"),
     "empty list": (empty_split, "is empty"),
     "no photograph": (missing_photograph, "val_000000.jpg is missing"),
     "truncated photograph": (truncated_photograph, "val_000000.jpg cannot be read"),
@@ -395,6 +413,7 @@ WRONG: dict[str, tuple[Callable[[World], list[object]], str]] = {
     "folder as photograph": (lambda w: w.predict(w.data), "is a folder; give its photographs"),
     "text as photograph": (text_as_photograph, "notes.jpg cannot be read"),
     "photographs of one name": (same_names, "would both be written to val_000000.png"),
+    "prediction over a photograph": (prediction_over_a_photograph, "would overwrite the photograph"),
     "output is a file": (output_is_a_file, "out is a file where a folder is needed"),
     # class names
     "unknown class for pseudo masks": (lambda w: w.pseudo_masks("--classes", "shepe"), "nearest known name is 'sheep'"),

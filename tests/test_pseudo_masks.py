@@ -522,7 +522,9 @@ class TestEvaluation:
 
     def test_a_class_without_a_photograph_is_left_out(self, filled: Setup) -> None:
         names = ["sheep", "tv monitor", "sofa"]
-        result = evaluate_pseudo_masks(filled.masks(), filled.source, filled.ids, filled.tags, names, False)
+        result = evaluate_pseudo_masks(
+            filled.masks(fusion="intersection"), filled.source, filled.ids, filled.tags, names
+        )
         assert "ceiling" not in result
         assert result["init"]["iou"]["tv monitor"] is None
         assert list(result["init"]["iou"]) == names

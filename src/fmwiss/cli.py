@@ -109,7 +109,7 @@ def train(
     from fmwiss.reporting.tables import evaluation_table
 
     for number, evaluation in evaluations.items():
-        _print(f"{out}, step {number}, {evaluation.images} photographs", evaluation_table(evaluation.as_dict()))
+        _print(_title(out, number, evaluation.images), evaluation_table(evaluation.as_dict()))
 
 
 @app.command()
@@ -135,7 +135,7 @@ def evaluate(
         return
     from fmwiss.reporting.tables import evaluation_table
 
-    _print(f"{run}, step {evaluation.step}, {evaluation.images} photographs", evaluation_table(evaluation.as_dict()))
+    _print(_title(run, evaluation.step, evaluation.images), evaluation_table(evaluation.as_dict()))
 
 
 @app.command()
@@ -149,7 +149,7 @@ def predict(
     device: Device = "auto",
 ) -> None:
     """Segment photographs: for each an indexed PNG in VOC's palette and an overlay with a legend."""
-    _check_photographs(photographs)
+    _check_photographs(photographs, out)
     with _results_only():
         from fmwiss.data.photographs import read_photograph
         from fmwiss.models import load_segmenter
@@ -160,8 +160,9 @@ def predict(
         for path in track(photographs, "predicting"):
             photograph = read_photograph(path)
             labels = model.predict(photograph).cpu()
-            save_indexed_png(labels, model.class_names, out / f"{path.stem}.png")
-            save_png(overlay(photograph, labels, model.class_names), out / f"{path.stem}_overlay.png")
+            labels_file, overlay_file = _prediction_files(path, out)
+            save_indexed_png(labels, model.class_names, labels_file)
+            save_png(overlay(photograph, labels, model.class_names), overlay_file)
     _say(f"{len(photographs)} predictions and as many overlays are in {out}.")
 
 
@@ -371,17 +372,33 @@ def _device(name: str) -> torch.device:
         raise UserError(f"--device {name}: there is no such device here; give auto, cpu or cuda:0") from error
 
 
-def _check_photographs(paths: Sequence[Path]) -> None:
-    """Find what is wrong with the list before the model is loaded."""
-    stems: dict[str, Path] = {}
+def _check_photographs(paths: Sequence[Path], out: Path) -> None:
+    """Find what is wrong with the list before the model is loaded, and before a photograph is overwritten."""
+    writers: dict[Path, Path] = {}
+    inputs = {path.resolve() for path in paths}
     for path in paths:
         if path.is_dir():
             raise UserError(f"{path} is a folder; give its photographs, as in {path}/*.jpg")
         if not path.is_file():
             raise UserError(f"there is no photograph {path}")
-        if path.stem in stems and stems[path.stem] != path:
-            raise UserError(f"{stems[path.stem]} and {path} would both be written to {path.stem}.png; rename one")
-        stems[path.stem] = path
+        for target in _prediction_files(path, out):
+            if target.resolve() in inputs:
+                raise UserError(f"the prediction of {path} would overwrite the photograph {target}; give another --out")
+            if writers.setdefault(target, path) != path:
+                raise UserError(f"{writers[target]} and {path} would both be written to {target.name}; rename one")
+
+
+def _title(run: Path, step: int, images: int) -> str:
+    """Heading of an evaluation's table; a diagnostic says so."""
+    from fmwiss.config import load_config
+
+    diagnostic = step > 0 and load_config(run / "config.yaml").cosegmentation.source == "true-masks"
+    return f"{run}, step {step}, {images} photographs" + ", diagnostic: trained with the true masks" * diagnostic
+
+
+def _prediction_files(photograph: Path, out: Path) -> tuple[Path, Path]:
+    """Where a photograph's labels and overlay go."""
+    return out / f"{photograph.stem}.png", out / f"{photograph.stem}_overlay.png"
 
 
 def _classes_of(protocol: Any, step: int | None, classes: str | None) -> tuple[str, ...]:

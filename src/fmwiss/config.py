@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from fmwiss.errors import UserError
 
@@ -53,7 +53,9 @@ class DataConfig(_Section):
     )
     scale: tuple[float, float] = Field((0.5, 2.0), description="range of the random scale, applied on top of resize")
     flip: Probability = Field(0.5, description="probability of a horizontal flip")
-    fraction: float = Field(1.0, gt=0.0, le=1.0, description="share of the step's photographs used (Table 10)")
+    fraction: float = Field(
+        1.0, gt=0.0, le=1.0, description="share of the photographs that the steps after 0 use (Table 10)"
+    )
     workers: int = Field(2, ge=0, description="loader processes; 0 loads in the main process")
 
     @field_validator("scale")
@@ -133,6 +135,11 @@ class VisionLanguageConfig(_Section):
     prompt_denoising: bool = Field(False, description="clip: drop classes that are nowhere the best (MaskCLIP)")
     key_smoothing: bool = Field(False, description="clip: smooth scores with the last block's keys (MaskCLIP)")
 
+    @property
+    def competing(self) -> bool:
+        """Whether a class's scores depend on the other names."""
+        return bool(self.background) or self.prompt_denoising or self.key_smoothing
+
 
 class SelfSupervisedConfig(_Section):
     """The model whose attention completes objects (eq. 4)."""
@@ -155,7 +162,7 @@ class CosegmentationConfig(_Section):
     )
     vision_language: VisionLanguageConfig = VisionLanguageConfig()
     self_supervised: SelfSupervisedConfig = SelfSupervisedConfig()
-    init_threshold: Probability = Field(0.5, description="min-max scaled scores above this are foreground")
+    init_threshold: float = Field(0.5, ge=0, lt=1, description="min-max scaled scores above this are foreground")
     n_seeds: PositiveInt = Field(9, description="N, random seed points per class and photograph")
     k: float = Field(70.0, gt=0, lt=100, description="K, per cent: locations above the K-th percentile are kept")
     binarize: Literal["percentile", "mass"] = Field(
@@ -187,14 +194,14 @@ class FMWISSConfig(_Section):
     beta: Probability = Field(0.9, description="old model against teacher for the old classes (eq. 10)")
     warmup_epochs: int = Field(5, ge=0, description="epochs before the others in which only the teacher learns")
     hard_classes: Literal["all", "tagged"] = Field(
-        "all", description="classes over which |.|_hard takes its maximum: all of Y_t, or old and tagged new ones"
+        "tagged", description="classes over which |.|_hard takes its maximum: all of Y_t, or old and tagged new ones"
     )
     teacher_background: Literal["old-model", "complement"] = Field(
-        "old-model", description="background's target in eq. 8 where M_refine holds a tagged class: the old model's "
+        "complement", description="background's target in eq. 8 where M_refine holds a tagged class: the old model's "
         "(as printed) or 1 - M_refine"
     )
     student_background: Literal["printed", "minimum", "lowered"] = Field(
-        "printed", description="background's target in eq. 10: the weighted mean as printed, the minimum of old model "
+        "lowered", description="background's target in eq. 10: the weighted mean as printed, the minimum of old model "
         "and teacher (as in WILSON), or the mean capped at one minus the largest new-class target"
     )
     untagged_absent: bool = Field(True, description="new classes without a tag count as absent from the photograph")
@@ -232,9 +239,23 @@ class Config(_Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
+    @field_validator("method")
+    @classmethod
+    def _whole_cells(cls, value: FMWISSConfig, info: ValidationInfo) -> FMWISSConfig:
+        crop = info.data["data"].crop_size if "data" in info.data else value.loss_stride
+        if crop % value.loss_stride:
+            raise ValueError(f"one whose loss_stride ({value.loss_stride}) divides data.crop_size ({crop})")
+        return value
+
 
 # Keys that change neither the weights nor what they mean: a run may go on with other values.
-_FREE_ON_RESUME = ("data.workers", "training.validate_every", "training.checkpoint_every", "evaluation")
+_FREE_ON_RESUME = (
+    "data.workers",
+    "data.val_split",
+    "training.validate_every",
+    "training.checkpoint_every",
+    "evaluation",
+)
 
 _Origins = dict[tuple[str, ...], str]
 

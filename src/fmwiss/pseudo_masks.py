@@ -36,7 +36,7 @@ from torchvision.transforms.v2.functional import resize
 from fmwiss.config import CosegmentationConfig
 from fmwiss.cosegmentation import draw_seeds, fuse, scale_scores, seed_masks
 from fmwiss.data.randomness import keyed_generator
-from fmwiss.data.voc import VOID
+from fmwiss.data.voc import BROKEN, VOID, canonical_class_name
 from fmwiss.errors import UserError
 from fmwiss.files import write_atomically
 from fmwiss.foundation.interfaces import SelfSupervisedModel, VisionLanguageModel
@@ -437,7 +437,7 @@ class _Survey:
             content = photograph.read_bytes()
             with Image.open(io.BytesIO(content)) as picture:
                 width, height = picture.size
-        except OSError as error:  # Pillow's complaint about a file that is no picture is one of these
+        except BROKEN as error:
             raise UserError(f"the photograph {photograph} is missing or no picture that can be read") from error
         digest = hashlib.blake2b(content, digest_size=8).hexdigest()
         self.store.choose(image_id, digest)
@@ -620,10 +620,19 @@ def open_pseudo_masks(
     """
     from fmwiss.foundation import build_self_supervised, build_vision_language
 
-    vision_language = build_vision_language(config.vision_language, weights, device)
+    if config.vision_language.competing and not config.vision_language.background:
+        raise UserError(
+            "cosegmentation.vision_language: with prompt_denoising or key_smoothing class names compete, and a "
+            "photograph with one tag has no other; name things under background, too"
+        )
+    rows = {canonical_class_name(name, source.class_names): row for name, row in config.vision_language.rows.items()}
+    vision_language = build_vision_language(config.vision_language.model_copy(update={"rows": rows}), weights, device)
     self_supervised = build_self_supervised(config.self_supervised, weights, device)
-    store = PseudoMaskStore(cache or _default_cache(), store_identity(config, vision_language, self_supervised))
     classes = sorted(set().union(*(tags[image_id] for image_id in ids)))
+    identity = store_identity(config, vision_language, self_supervised)
+    if config.vision_language.competing:
+        identity["classes"] = classes  # of which those of a photograph decide on each other's scores
+    store = PseudoMaskStore(cache or _default_cache(), identity)
     fill_store(
         store, source, ids, tags, classes, vision_language, self_supervised, config.batch_size, device, progress
     )
@@ -643,7 +652,6 @@ def evaluate_pseudo_masks(
     ids: Sequence[str],
     tags: Mapping[str, AbstractSet[str]],
     classes: Sequence[str],
-    with_ceiling: bool = True,
     epoch: int = 0,
     progress: Track = _silently,
 ) -> dict[str, Any]:
@@ -652,15 +660,17 @@ def evaluate_pseudo_masks(
     The IoU of a class is the sum of intersections over the sum of unions, over the photographs tagged with it, at full
     resolution (masks resized by nearest neighbour), void left out.
 
-    The ceiling is the IoU with perfect attention: a mask cannot be smaller than the (100 - K) % of the patch grid that
-    the percentile keeps, so it holds the patches that are more than half object, or, if these are fewer, the
-    (100 - K) % of patches with the most object in them; patches without object that fill it up come row by row.
+    The ceiling, given for a union of masks cut at a percentile, is the IoU with perfect attention of whole patches: a
+    mask cannot be smaller than the (100 - K) % of the patch grid that the percentile keeps, so it holds the patches
+    that are more than half object, or, if these are fewer, the (100 - K) % of patches with the most object in them;
+    patches without object that fill it up come row by row.
 
     Returns:
         ``{"images": n, "init": stage, "seeds": stage, "refined": stage, "ceiling": stage}``, a stage being
         ``{"iou": {class: per cent, or None if no photograph is tagged with it}, "miou": mean over the others}``.
     """
     names = [*classes]
+    with_ceiling = masks.config.binarize == "percentile" and masks.config.fusion == "union"
     stages = ["init", "seeds", "refined", *(["ceiling"] if with_ceiling else [])]
     intersection = {stage: torch.zeros(len(names), dtype=torch.long) for stage in stages}
     union = {stage: torch.zeros(len(names), dtype=torch.long) for stage in stages}

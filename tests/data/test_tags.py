@@ -70,6 +70,9 @@ def test_tags_from_a_table(source: VOCSource, tmp_path: Path):
     table.write_text('file,tags,by\nval_000000.jpg,"TVmonitor; sheep",me\nval_000001,,me\nval_000002.jpg,cow,you\n')
     tags = TagIndex.load_or_build(source, ["val_000001", "val_000000"], str(table), tmp_path / "tags.json")
     assert dict(tags) == {"val_000001": frozenset(), "val_000000": {"tv monitor", "sheep"}}
+    table.write_text("file,tags\nval_000001,dog\nval_000001.jpg,cat;dog\n")  # one row an object, say
+    tags = TagIndex.load_or_build(source, ["val_000001"], str(table), tmp_path / "tags.json")
+    assert tags["val_000001"] == {"dog", "cat"}
     # The table is the index: when it changes the tags do.
     table.write_text("file,tags\nval_000001,dog\n")
     assert TagIndex.load_or_build(source, ["val_000001"], str(table), tmp_path / "tags.json")["val_000001"] == {"dog"}
@@ -82,10 +85,11 @@ def test_tags_from_a_table(source: VOCSource, tmp_path: Path):
         ("file,tags\nval_000001.jpg,sheep\n", "has no row for the photograph val_000000"),
         ("name;tags\n", "must have the columns 'file' and 'tags'"),
         ("", "must have the columns 'file' and 'tags'"),
+        ("file,tags\nval_000000.jpg,Schäferhund\n", "cannot be read as CSV in UTF-8"),
     ],
 )
 def test_wrong_tables(source: VOCSource, tmp_path: Path, text: str, message: str):
-    (tmp_path / "tags.csv").write_text(text)
+    (tmp_path / "tags.csv").write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match=message):
         TagIndex.load_or_build(source, ["val_000000"], str(tmp_path / "tags.csv"), tmp_path / "tags.json")
 

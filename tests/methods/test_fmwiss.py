@@ -320,7 +320,8 @@ def test_eq_10_target_of_the_student(
 
 def test_eq_10_by_hand(plain: FMWISS) -> None:
     """One pixel of a sheep, alpha = .5, beta = .9: the teacher sees sheep (.8) best, background .6; old: .9, 0, .2."""
-    method = with_options(plain)
+    letter = {"student_background": "printed", "hard_classes": "all"}
+    method = with_options(plain, **letter)
     truth = Guidance(
         valid=torch.ones(1, 1, 1, 1, dtype=torch.bool),
         pseudo=torch.tensor([1.0, 0.0]).view(1, 2, 1, 1),
@@ -336,7 +337,8 @@ def test_eq_10_by_hand(plain: FMWISS) -> None:
     assert lowered == pytest.approx([0.1, 0.01, 0.21, 0.9, 0.0], abs=1e-6)
     minimum = with_options(plain, student_background="minimum").student_target(truth, teacher, old).flatten().tolist()
     assert minimum == pytest.approx([0.6, 0.01, 0.21, 0.9, 0.0], abs=1e-6)
-    open_tags = with_options(plain, untagged_absent=False).student_target(truth, teacher, old).flatten().tolist()
+    method = with_options(plain, **letter, untagged_absent=False)
+    open_tags = method.student_target(truth, teacher, old).flatten().tolist()
     assert open_tags == pytest.approx([0.87, 0.01, 0.21, 0.9, 0.35], abs=1e-6)
 
 

@@ -60,11 +60,11 @@ def test_resumed_training_goes_on_bit_for_bit(tmp_path: Path, kind: str) -> None
 
     method, optimizer = new(kind=kind)
     learn(method, optimizer, 0, 5)
-    save_checkpoint(tmp_path / "state", 5, method, optimizer)
+    save_checkpoint(tmp_path / "state", 5, method, optimizer, seconds=7.5)
     torch.manual_seed(99)
     resumed = Linear()
     optimizer = optimizer_of(resumed, kind)
-    assert load_checkpoint(tmp_path / "state", resumed, optimizer) == 5
+    assert load_checkpoint(tmp_path / "state", resumed, optimizer) == (5, 7.5)
     assert resumed.first.weight.is_contiguous(memory_format=torch.channels_last)
     learn(resumed, optimizer, 5, 9)
     for name, value in straight.state_dict().items():
@@ -73,9 +73,9 @@ def test_resumed_training_goes_on_bit_for_bit(tmp_path: Path, kind: str) -> None
 
 def test_no_checkpoint(tmp_path: Path) -> None:
     method, optimizer = new()
-    assert load_checkpoint(tmp_path / "state", method, optimizer) == 0
+    assert load_checkpoint(tmp_path / "state", method, optimizer)[0] == 0
     (tmp_path / "state").mkdir()
-    assert load_checkpoint(tmp_path / "state", method, optimizer) == 0
+    assert load_checkpoint(tmp_path / "state", method, optimizer)[0] == 0
 
 
 def test_only_the_newest_is_kept(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_only_the_newest_is_kept(tmp_path: Path) -> None:
     for iteration in (2, 9, 10, 100):
         save_checkpoint(state, iteration, method, optimizer)
         assert os.listdir(state) == [f"{iteration:08d}"]
-        assert load_checkpoint(state, method, optimizer) == iteration
+        assert load_checkpoint(state, method, optimizer)[0] == iteration
 
 
 def test_leftovers_of_a_killed_process_are_passed_over_and_swept_up(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_leftovers_of_a_killed_process_are_passed_over_and_swept_up(tmp_path: Pa
     (state / ".00000005.123.tmp").mkdir()
     (state / ".00000005.123.tmp" / "state.safetensors").write_bytes(b"half")
     (state / "00000002").mkdir()  # the kill came while it was being removed
-    assert load_checkpoint(state, method, optimizer) == 3
+    assert load_checkpoint(state, method, optimizer)[0] == 3
     save_checkpoint(state, 4, method, optimizer)
     assert os.listdir(state) == ["00000004"]
 
@@ -113,7 +113,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(state, 4, method, optimizer)
     assert os.listdir(state) == ["00000003"]
-    assert load_checkpoint(state, method, optimizer) == 3
+    assert load_checkpoint(state, method, optimizer)[0] == 3
 
 
 def refusal(state: Path, width: int = 3) -> str:

@@ -206,24 +206,33 @@ def test_a_single_photograph_at_a_time_is_refused(
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_optimizers_update_as_written_by_hand(kind: str) -> None:
+    """Of two layers in one group the second gets its first gradient later, as the student after the warm-up."""
     options = OptimizationConfig.model_validate({"optimizer": kind, "momentum": 0.8, "weight_decay": 0.1})
     torch.manual_seed(0)
-    layer = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-    weight = layer.weight.detach().double()
-    optimizer = build_optimizer(options, [{"params": [layer.weight], "lr": 0.05}])
-    first, second = torch.zeros_like(weight), torch.zeros_like(weight)
-    for iteration in range(1, 4):
-        images = torch.rand(2, 3, 5, 5).contiguous(memory_format=torch.channels_last)
+    layers = [torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last) for _ in range(2)]  # type: ignore[call-overload]
+    optimizer = build_optimizer(options, [{"params": [layer.weight for layer in layers], "lr": 0.05}])
+    weights = [layer.weight.detach().double() for layer in layers]
+    moments = [[torch.zeros_like(weight), torch.zeros_like(weight)] for weight in weights]
+    for iteration in range(1, 6):
         optimizer.zero_grad()
-        layer(images).square().mean().backward()
-        assert layer.weight.grad is not None
-        gradient = layer.weight.grad.double()
-        if kind == "sgd":
-            first = (0.8 if iteration > 1 else 0) * first + gradient + 0.1 * weight
-            weight = weight - 0.05 * first
-        else:
-            first, second = 0.8 * first + 0.2 * gradient, 0.999 * second + 0.001 * gradient.square()
-            unbiased, spread = first / (1 - 0.8**iteration), (second / (1 - 0.999**iteration)).sqrt()
-            weight = weight * (1 - 0.05 * 0.1) - 0.05 * unbiased / (spread + 1e-8)
+        images = torch.rand(2, 3, 5, 5).contiguous(memory_format=torch.channels_last)
+        turns = [iteration, iteration - 2]
+        for layer, turn in zip(layers, turns, strict=True):
+            if turn > 0:
+                layer(images).square().mean().backward()
+        for number, (layer, turn) in enumerate(zip(layers, turns, strict=True)):
+            if turn <= 0:
+                continue
+            assert layer.weight.grad is not None
+            gradient, weight, (first, second) = layer.weight.grad.double(), weights[number], moments[number]
+            if kind == "sgd":
+                first = (0.8 if turn > 1 else 0) * first + gradient + 0.1 * weight
+                weights[number] = weight - 0.05 * first
+            else:
+                first, second = 0.8 * first + 0.2 * gradient, 0.999 * second + 0.001 * gradient.square()
+                spread = (second / (1 - 0.999**turn)).sqrt() + 1e-8
+                weights[number] = weight * (1 - 0.05 * 0.1) - 0.05 * first / (1 - 0.8**turn) / spread
+            moments[number] = [first, second]
         optimizer.step()
-        torch.testing.assert_close(layer.weight.detach().double(), weight, rtol=1e-4, atol=1e-6)
+        for layer, weight in zip(layers, weights, strict=True):
+            torch.testing.assert_close(layer.weight.detach().double(), weight, rtol=1e-4, atol=1e-6)

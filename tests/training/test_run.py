@@ -75,7 +75,7 @@ def test_step_0_leaves_a_model_figures_a_memory_and_a_log(
     evaluation = evaluate_run(base, tiny_voc)
     assert {name: figures[name] for name in evaluation.as_dict()} == evaluation.as_dict()
     assert (figures["split"], figures["training_images"], figures["diagnostic"]) == ("val", 12, False)
-    assert set(figures["minutes"]) == {"preparation", "training", "all"}
+    assert set(figures["minutes"]) == {"preparation", "training", "finishing", "all"}
     bank = MemoryBank.load(step / "memory_bank.safetensors")
     assert {name: len(bank[name]) for name in BASE} == dict.fromkeys(BASE, 3)
 
@@ -187,10 +187,13 @@ def test_a_model_of_another_encoder_is_refused(
         train(configure(experiment, segmenter__encoder="test_byobnet"), tiny_voc, None, out)
 
 
-def test_a_share_of_the_photographs(tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path) -> None:
-    config = configure(experiment, data__fraction=0.5, training__step0__epochs=1)
-    train(config, tiny_voc, None, tmp_path / "half", step=0)
-    assert json.loads((tmp_path / "half/step0/evaluation.json").read_text())["training_images"] == 6
+def test_a_share_of_the_photographs(base: Path, tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path) -> None:
+    config = configure(experiment, data__fraction=0.5, training__steps__epochs=1)
+    train(config, tiny_voc, None, tmp_path / "half", base=base)
+    tags = json.loads((base / "tags.json").read_text())["tags"]
+    whole = sum("sheep" in names or "sofa" in names for names in tags.values())
+    half = json.loads((tmp_path / "half/step1/evaluation.json").read_text())["training_images"]
+    assert half == round(whole / 2) < whole
 
 
 # ------------------------------------------------------------------------------------------------- another run's base
@@ -217,3 +220,29 @@ def test_the_base_of_another_run_is_taken_over(
     (out / "step0" / "own").touch()
     train(config, tiny_voc, None, out, step=0, base=base)
     assert (out / "step0" / "own").exists()  # a run keeps the base that it has
+
+
+def test_a_base_brings_the_tags_along(base: Path, tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path) -> None:
+    """With another run's base, too, the masks of the training photographs are not needed to know their tags."""
+    train(configure(experiment), tiny_voc, None, tmp_path / "run", step=0, base=base)
+    assert (tmp_path / "run/tags.json").read_bytes() == (base / "tags.json").read_bytes()
+
+
+# ------------------------------------------------------------------------------------------------ what is found at once
+
+
+def test_a_failed_start_does_not_bind_the_folder(tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="resnett18"):
+        train(configure(experiment, segmenter__encoder="resnett18"), tiny_voc, None, tmp_path, step=0)
+    config = configure(experiment, training__step0__epochs=1)
+    assert list(train(config, tiny_voc, None, tmp_path, step=0)) == [0]
+    with pytest.raises(UserError, match="epochs"):
+        train(configure(experiment, training__step0__epochs=2), tiny_voc, None, tmp_path, step=0)
+
+
+def test_a_missing_validation_list_is_found_before_training(
+    tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="no split 'vall'"):
+        train(configure(experiment, data__val_split="vall"), tiny_voc, None, tmp_path, step=0)
+    assert not any(tmp_path.glob("step*"))

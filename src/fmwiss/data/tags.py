@@ -82,14 +82,18 @@ def _tags_from_xml(source: VOCSource, image_id: str) -> list[str]:
 def _read_table(source: VOCSource, path: Path) -> dict[str, list[str]]:
     if not path.is_file():
         raise UserError(f"the table of tags {path} does not exist; data.tags is 'masks', 'xml' or a CSV file's path")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        if not {"file", "tags"} <= set(rows.fieldnames or ()):
-            raise UserError(f"the table of tags {path} must have the columns 'file' and 'tags' in its first line")
-        table = {}
-        for row in rows:
-            names = (name.strip() for name in (row["tags"] or "").split(";"))
-            table[Path(row["file"]).stem] = _canonical(filter(None, names), source, path)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            columns, lines = set(rows.fieldnames or ()), list(rows)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"the table of tags {path} cannot be read as CSV in UTF-8 ({error})") from error
+    if not {"file", "tags"} <= columns:
+        raise UserError(f"the table of tags {path} must have the columns 'file' and 'tags' in its first line")
+    table: dict[str, list[str]] = {}
+    for row in lines:  # several rows of one photograph add up
+        names = (name.strip() for name in (row["tags"] or "").split(";"))
+        table.setdefault(Path(row["file"]).stem, []).extend(_canonical(filter(None, names), source, path))
     return table
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from fmwiss.errors import UserError
 
 VOID = 255
-BROKEN = (OSError, SyntaxError, ValueError)  # what Pillow raises for broken files
+BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for broken files
 VOC_CLASSES: tuple[str, ...] = (
     "aeroplane",
     "bicycle",
@@ -109,7 +109,11 @@ class VOCSource:
         if not path.is_file():
             there = ", ".join(sorted(file.stem for file in folder.glob("*.txt"))) or "none"
             raise UserError(f"there is no split '{split}' in {folder}; the splits there are: {there}")
-        ids = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"the split {path} cannot be read as text; it must list one image id a line") from error
+        ids = [line.strip() for line in lines if line.strip()]
         if not ids:
             raise UserError(f"the split {path} is empty; it must list one image id a line")
         return ids

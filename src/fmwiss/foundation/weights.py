@@ -105,6 +105,12 @@ def load_timm_state(name: str, state: dict[str, Tensor], origin: Path, **kwargs:
 def check_timm_name(name: str) -> None:
     """Raise :class:`UserError` with the nearest names where timm knows no model of this name."""
     if timm.is_model(name):
+        try:
+            timm.get_pretrained_cfg(name)
+        except RuntimeError as error:
+            stem, _, tag = name.partition(".")
+            tags = ", ".join(full.partition(".")[2] for full in timm.list_pretrained(f"{stem}.*")) or "none"
+            raise UserError(f"timm's {stem} has no weights with the tag {tag!r}; its tags: {tags}") from error
         return
     near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
     raise UserError(f"timm has no model {name!r}; nearest names: {', '.join(near) or 'none, see timm.list_models()'}")

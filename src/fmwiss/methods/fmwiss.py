@@ -161,7 +161,8 @@ class FMWISS(Method):
         scores = logits
         if options.hard_classes == "tagged":
             scores = torch.cat([logits[:, :n_old], logits[:, n_old:].masked_fill(~truth.tags, -torch.inf)], dim=1)
-        hard = F.one_hot(scores.argmax(dim=1), logits.shape[1]).permute(0, 3, 1, 2)[:, n_old:]
+        labels = torch.arange(n_old, logits.shape[1], device=logits.device)[:, None, None]
+        hard = scores.argmax(dim=1, keepdim=True) == labels
         new = options.alpha * hard + (1 - options.alpha) * teacher[:, n_old:]
         if options.untagged_absent:
             new = new * truth.tags

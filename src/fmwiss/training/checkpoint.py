@@ -18,8 +18,10 @@ from fmwiss.files import write_atomically
 from fmwiss.methods import Method
 
 
-def save_checkpoint(folder: Path, iteration: int, method: Method, optimizer: torch.optim.Optimizer) -> None:
-    """Write the state after ``iteration`` iterations to ``folder/<iteration>/`` and drop the older ones.
+def save_checkpoint(
+    folder: Path, iteration: int, method: Method, optimizer: torch.optim.Optimizer, seconds: float = 0.0
+) -> None:
+    """Write the state after ``iteration`` iterations and ``seconds`` to ``folder/<iteration>/``; drop older ones.
 
     The folder appears under its name by one rename, when all of it is on the disk. Random states need no place in it:
     every draw is keyed by seed and iteration.
@@ -31,7 +33,7 @@ def save_checkpoint(folder: Path, iteration: int, method: Method, optimizer: tor
     tensors |= {f"optimizer.{name}": value.contiguous() for name, value in _optimizer_state(optimizer).items()}
     try:
         write_atomically(temporary / "state.safetensors", lambda path: save_file(tensors, path))
-        progress = json.dumps({"iteration": iteration})
+        progress = json.dumps({"iteration": iteration, "seconds": round(seconds, 1)})
         write_atomically(temporary / "progress.json", lambda path: path.write_text(progress))
         os.replace(temporary, final)
     except BaseException:
@@ -42,15 +44,16 @@ def save_checkpoint(folder: Path, iteration: int, method: Method, optimizer: tor
             shutil.rmtree(path)
 
 
-def load_checkpoint(folder: Path, method: Method, optimizer: torch.optim.Optimizer) -> int:
-    """Restore the newest whole checkpoint, if there is one; returns the number of iterations done."""
+def load_checkpoint(folder: Path, method: Method, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+    """Restore the newest whole checkpoint, if there is one; returns the iterations done and the seconds they took."""
     found = sorted(path for path in folder.glob("[0-9]*") if path.is_dir())
     if not found:
-        return 0
+        return 0, 0.0
     newest = found[-1]
     try:
         tensors = load_file(newest / "state.safetensors")
-        iteration = int(json.loads((newest / "progress.json").read_text())["iteration"])
+        progress = json.loads((newest / "progress.json").read_text())
+        iteration, seconds = int(progress["iteration"]), float(progress["seconds"])
         method.load_learnt_state(_under(tensors, "method."))
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
@@ -66,8 +69,8 @@ def load_checkpoint(folder: Path, method: Method, optimizer: torch.optim.Optimiz
         if value.ndim:  # moments lie in memory as their parameter does
             state[name] = torch.empty_like(parameter).copy_(value)
         else:  # AdamW's step number, which a fused update wants beside the parameter
-            state[name] = value.to(parameter.device) if optimizer.defaults["fused"] else value
-    return iteration
+            state[name] = value.to(parameter.device) if optimizer.defaults.get("fused") else value
+    return iteration, seconds
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

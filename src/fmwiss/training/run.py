@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from fmwiss.config import Config, OptimizationConfig, check_resumable, dump_config, load_config
 from fmwiss.data.datasets import MaskDataset, PseudoMaskSource, TrueMasks, WeakDataset
@@ -35,6 +36,7 @@ from fmwiss.reporting.progress import track
 from fmwiss.training.loop import Loop
 
 BANK = "memory_bank.safetensors"
+TAGS = "tags.json"
 MAPS_PER_CLASS = 3
 """Photographs of every new class whose probability maps are drawn at the end of a step."""
 
@@ -67,11 +69,7 @@ def train(
     Returns:
         The evaluation of every step done by this call.
     """
-    fabric = Fabric(devices=devices, precision=precision)  # type: ignore[arg-type]
-    if fabric.world_size > 1:
-        # while only the teacher learns, the student's parameters get no gradient, for which DDP would wait
-        strategy = "ddp_find_unused_parameters_true"
-        fabric = Fabric(devices=devices, precision=precision, strategy=strategy)  # type: ignore[arg-type]
+    fabric = _fabric(devices, precision)
     fabric.launch()
     run = _Run(config, data, weights, out, cache, fabric)
     run.open()
@@ -86,6 +84,18 @@ def train(
         raise UserError(f"{out}: step {step} starts from step {step - 1}, which is not finished; train that first.")
     wanted = range(len(run.protocol.steps)) if step is None else [step]
     return {t: run.do_step(t) for t in wanted if t not in done}
+
+
+def _fabric(devices: str | int, precision: str) -> Fabric:
+    options: dict[str, Any] = {"devices": devices, "precision": precision}
+    try:
+        fabric = Fabric(**options)
+    except MisconfigurationException as error:
+        raise UserError(f"--devices {devices}: {str(error).splitlines()[0].strip()}") from error
+    if fabric.world_size > 1:
+        # while only the teacher learns, the student's parameters get no gradient, for which DDP would wait
+        fabric = Fabric(strategy="ddp_find_unused_parameters_true", **options)
+    return fabric
 
 
 @dataclass
@@ -104,9 +114,16 @@ class _Run:
         self.transform = JointTransform(options.crop_size, options.resize, options.scale, options.flip)
 
     def open(self) -> None:
-        """Write the resolved configuration, or check that the one that lies there is the same."""
+        """Write the resolved configuration, or check that what was begun here was begun with the same.
+
+        What can be wrong with the lists of ids is found here, before anything is trained.
+        """
+        for split in (self.config.data.train_split, self.config.data.val_split):
+            self.source.ids(split)
         path = self.folder / "config.yaml"
-        if path.is_file():
+        begun = any(self.folder.glob("step*/model.json")) or any(self.folder.glob("step*/state/*"))
+        self.fabric.barrier()  # every process has looked before the first one writes
+        if begun and path.is_file():
             check_resumable(load_config(path), self.config, self.folder)
         elif self.fabric.is_global_zero:
             write_atomically(path, lambda file: file.write_text(dump_config(self.config)))
@@ -134,16 +151,24 @@ class _Run:
             shutil.copytree(base / "step0", temporary, ignore=shutil.ignore_patterns("state"))
             shutil.rmtree(self.folder / "step0", ignore_errors=True)
             temporary.rename(self.folder / "step0")
+            tags = self.folder / TAGS
+            if (base / TAGS).is_file() and not tags.is_file():
+                # an index of another origin is not mixed in: TagIndex looks at it
+                write_atomically(tags, lambda path: path.write_bytes((base / TAGS).read_bytes()))
         self.fabric.barrier()
 
     def do_step(self, t: int) -> Evaluation:
         """Train step ``t``, write its model, and evaluate it."""
         started = time.monotonic()
+        if self.fabric.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.fabric.device)
         training, folder = self.config.training, self.folder / f"step{t}"
         options = training.step0 if t == 0 else training.steps
         ids = self.source.ids(self.config.data.train_split)
         tags = self._tags(ids)
-        chosen = self._fraction(self.protocol.select(t, tags, ids))
+        chosen = self.protocol.select(t, tags, ids)
+        if t > 0:
+            chosen = self._fraction(chosen)
         if not chosen:
             raise UserError(
                 f"{self.data}: no photograph of {self.config.data.train_split} is tagged with a class of step {t} "
@@ -168,7 +193,7 @@ class _Run:
             validate=lambda: self._evaluate(method.student).as_dict(),
             description=f"step {t}",
         )
-        loop.run(method, dataset, len(chosen))
+        training_seconds = loop.run(method, dataset, len(chosen))
         trained = time.monotonic()
         method.eval()
         if self.fabric.is_global_zero:
@@ -178,12 +203,13 @@ class _Run:
         self.fabric.barrier()
         result = self._evaluate(method.student)
         if self.fabric.is_global_zero:
-            minutes = {
-                "preparation": (prepared - started) / 60,
-                "training": (trained - prepared) / 60,
-                "all": (time.monotonic() - started) / 60,
+            seconds = {
+                "preparation": prepared - started,
+                "training": training_seconds,
+                "finishing": time.monotonic() - trained,
             }
-            self._finish(folder, method.student, result, minutes, len(chosen))
+            seconds["all"] = sum(seconds.values())
+            self._finish(folder, method.student, result, seconds, len(chosen))
         self.fabric.barrier()
         return result
 
@@ -201,13 +227,13 @@ class _Run:
                 save_png(picture, folder / f"{name.replace(' ', '_')}_{image_id}.png")
 
     def _finish(
-        self, folder: Path, student: Segmenter, result: Evaluation, minutes: Mapping[str, float], images: int
+        self, folder: Path, student: Segmenter, result: Evaluation, seconds: Mapping[str, float], images: int
     ) -> None:
         summary = {
             **result.as_dict(),
             "split": self.config.data.val_split,
             "training_images": images,
-            "minutes": {name: round(value, 2) for name, value in minutes.items()},
+            "minutes": {name: round(value / 60, 2) for name, value in seconds.items()},
             "peak_memory_gib": round(_peak_memory_gib(self.fabric.device), 2),
             "diagnostic": self.config.cosegmentation.source == "true-masks" and result.step > 0,
         }
@@ -219,7 +245,7 @@ class _Run:
         shutil.rmtree(folder / "state", ignore_errors=True)
 
     def _tags(self, ids: list[str]) -> TagIndex:
-        cache = self.folder / "tags.json"
+        cache = self.folder / TAGS
         if self.fabric.is_global_zero:
             TagIndex.load_or_build(self.source, ids, self.config.data.tags, cache)
         self.fabric.barrier()
@@ -343,14 +369,19 @@ class _Run:
             )
 
 
+_BASE_DATA = ("source", "train_split", "crop_size", "resize", "scale", "flip")
+"""Keys of ``data`` that step 0 depends on."""
+
+
 def _base_settings(config: Config) -> dict[str, Any]:
     """What a base model depends on."""
     return {
         "protocol": (Protocol.from_config(config.protocol).new(0), config.protocol.setting),
-        "data": config.data.model_copy(update={"workers": 0}),
+        **{f"data.{key}": getattr(config.data, key) for key in _BASE_DATA},
         "segmenter": config.segmenter.model_copy(update={"classifier_init": "plain"}),
         "training.step0": config.training.step0,
         "training.seed": config.training.seed,
+        "training.gradient_clip": config.training.gradient_clip,
         "copy_paste.bank_size": config.copy_paste.bank_size,
         "copy_paste.min_area": config.copy_paste.min_area,
     }

@@ -368,9 +368,11 @@ WRONG: dict[str, tuple[Callable[[World], list[object]], str]] = {
     "unknown encoder": (lambda w: w.train("--set", "segmenter.encoder=resnett50"), "nearest names: resnet50"),
     "encoder that cannot be dilated": (lambda w: w.train("--set", "segmenter.encoder=test_vit"), "timm can dilate"),
     "unknown weights": (lambda w: w.train("--set", "segmenter.encoder=resnet18.none"), "its tags: a1_in1k"),
-    "stride of no whole cells": (lambda w: w.train("--set", "method.loss_stride=7"), "divides data.crop_size"),
+    "stride of no whole cells": (lambda w: w.train("--set", "method.loss_stride=7"), "does not divide data.crop_size"),
     "names that compete with nothing": (
-        lambda w: w.pseudo_masks("--set", "cosegmentation.vision_language.key_smoothing=true"),
+        lambda w: w.pseudo_masks(
+            "--set", "cosegmentation.vision_language={name: clip, model: RN50, tag: null, key_smoothing: true}"
+        ),
         "name things under background",
     ),
     "rows of an unknown class": (

@@ -131,7 +131,8 @@ def evaluate(
 
         evaluation = evaluate_run(run, data, split, step, image.value if image else None, _device(device))
     if as_json:
-        print(json.dumps(evaluation.as_dict()))
+        mark = {"diagnostic": True} if _is_diagnostic(run, evaluation.step) else {}
+        print(json.dumps({**evaluation.as_dict(), **mark}))
         return
     from fmwiss.reporting.tables import evaluation_table
 
@@ -390,10 +391,15 @@ def _check_photographs(paths: Sequence[Path], out: Path) -> None:
 
 def _title(run: Path, step: int, images: int) -> str:
     """Heading of an evaluation's table; a diagnostic says so."""
+    mark = ", diagnostic: trained with the true masks" if _is_diagnostic(run, step) else ""
+    return f"{run}, step {step}, {images} photographs{mark}"
+
+
+def _is_diagnostic(run: Path, step: int) -> bool:
+    """Whether a step learnt from the true masks."""
     from fmwiss.config import load_config
 
-    diagnostic = step > 0 and load_config(run / "config.yaml").cosegmentation.source == "true-masks"
-    return f"{run}, step {step}, {images} photographs" + ", diagnostic: trained with the true masks" * diagnostic
+    return step > 0 and load_config(run / "config.yaml").cosegmentation.source == "true-masks"
 
 
 def _prediction_files(photograph: Path, out: Path) -> tuple[Path, Path]:

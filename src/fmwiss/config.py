@@ -9,12 +9,12 @@ key. The fields' descriptions are the reference documentation.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fmwiss.errors import UserError
 
@@ -138,7 +138,7 @@ class VisionLanguageConfig(_Section):
     @property
     def competing(self) -> bool:
         """Whether a class's scores depend on the other names."""
-        return bool(self.background) or self.prompt_denoising or self.key_smoothing
+        return self.name == "clip" and (bool(self.background) or self.prompt_denoising or self.key_smoothing)
 
 
 class SelfSupervisedConfig(_Section):
@@ -239,14 +239,6 @@ class Config(_Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
-    @field_validator("method")
-    @classmethod
-    def _whole_cells(cls, value: FMWISSConfig, info: ValidationInfo) -> FMWISSConfig:
-        crop = info.data["data"].crop_size if "data" in info.data else value.loss_stride
-        if crop % value.loss_stride:
-            raise ValueError(f"one whose loss_stride ({value.loss_stride}) divides data.crop_size ({crop})")
-        return value
-
 
 # Keys that change neither the weights nor what they mean: a run may go on with other values.
 _FREE_ON_RESUME = (
@@ -289,14 +281,21 @@ def check_resumable(saved: Config, given: Config, run: Path) -> None:
     Keys that only say how the work is done (loader processes, how often to validate and to save) and how it is
     evaluated may differ.
     """
+    difference = first_difference(saved, given, lambda key: not key.startswith(_FREE_ON_RESUME))
+    if difference is not None:
+        key, before, now = difference
+        raise UserError(
+            f"{run} was started with {key} = {before} but {now} is asked for now; give the same value or another --out"
+        )
+
+
+def first_difference(saved: Config, given: Config, counts: Callable[[str], bool]) -> tuple[str, str, str] | None:
+    """The first key, among those that count, in which two configurations differ, and both values as text."""
     before, now = dict(_leaves(saved.model_dump(mode="json"))), dict(_leaves(given.model_dump(mode="json")))
     for key in [*before, *(key for key in now if key not in before)]:
-        if key.startswith(_FREE_ON_RESUME) or (key in before and key in now and before[key] == now[key]):
-            continue
-        raise UserError(
-            f"{run} was started with {key} = {_show(before.get(key))} but {_show(now.get(key))} is asked for now; "
-            "give the same value or another --out"
-        )
+        if counts(key) and not (key in before and key in now and before[key] == now[key]):
+            return key, _show(before.get(key)), _show(now.get(key))
+    return None
 
 
 class _Loader(yaml.SafeLoader):

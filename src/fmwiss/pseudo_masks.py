@@ -446,11 +446,13 @@ class _Survey:
             there = read_evidence(path).classes
         except (FileNotFoundError, DamagedFile):
             there = ()
-        stored = set(classes) <= set(there)
+        # where classes compete, scores of more of them are other scores
+        competing = "classes" in self.store.identity
+        stored = set(classes) == set(there) if competing else set(classes) <= set(there)
         return _Job(
             image_id,
             path,
-            there if stored else (*classes, *(name for name in there if name not in classes)),
+            there if stored else (*classes, *(n for n in there if n not in classes and not competing)),
             stored,
             working_size(height, width, *self.vision),
             working_size(height, width, *self.patches),
@@ -625,8 +627,11 @@ def open_pseudo_masks(
             "cosegmentation.vision_language: with prompt_denoising or key_smoothing class names compete, and a "
             "photograph with one tag has no other; name things under background, too"
         )
-    rows = {canonical_class_name(name, source.class_names): row for name, row in config.vision_language.rows.items()}
-    vision_language = build_vision_language(config.vision_language.model_copy(update={"rows": rows}), weights, device)
+    named = [canonical_class_name(name, source.class_names) for name in config.vision_language.rows]
+    for name in named:
+        if named.count(name) > 1:
+            raise UserError(f"cosegmentation.vision_language.rows names {name} more than once; give it one list")
+    vision_language = build_vision_language(config.vision_language, weights, device)
     self_supervised = build_self_supervised(config.self_supervised, weights, device)
     classes = sorted(set().union(*(tags[image_id] for image_id in ids)))
     identity = store_identity(config, vision_language, self_supervised)

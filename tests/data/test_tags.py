@@ -85,6 +85,7 @@ def test_tags_from_a_table(source: VOCSource, tmp_path: Path):
         ("file,tags\nval_000001.jpg,sheep\n", "has no row for the photograph val_000000"),
         ("name;tags\n", "must have the columns 'file' and 'tags'"),
         ("", "must have the columns 'file' and 'tags'"),
+        ("tags,file\nsheep\n", "has a row without a file"),
         ("file,tags\nval_000000.jpg,Schäferhund\n", "cannot be read as CSV in UTF-8"),
     ],
 )

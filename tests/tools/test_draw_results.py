@@ -16,7 +16,7 @@ RESULTS = ROOT / "docs/results"
 def test_every_run_gets_its_bars(tmp_path: Path) -> None:
     runs = {
         "base": {"miou": {"old": 50.0, "new": None, "all": 55.0}, "iou": {"background": 80.0, "cat": 50.0}},
-        "grown": {"miou": {"old": 49.0, "new": 20.0, "all": 45.0}, "iou": {"background": 78.0, "cat": 49.0, "cow": 9.0}},
+        "grown": {"miou": {"old": 49.0, "new": 20.0, "all": 45.0}, "iou": {"background": 78.0, "cat": 49.0, "cow": 9}},
     }
     (tmp_path / "runs.json").write_text(json.dumps(runs))
     command = [sys.executable, "tools/draw_results.py", str(tmp_path / "runs.json"), str(tmp_path / "runs.png")]

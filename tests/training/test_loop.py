@@ -134,7 +134,10 @@ def test_an_interrupted_run_ends_with_the_same_weights(
         make_loop(tmp_path / "run").run(method, dataset, len(dataset))
     monkeypatch.undo()
     method.load_state_dict(start)  # the checkpoint alone says how far it had come
-    make_loop(tmp_path / "run").run(method, dataset, len(dataset))
+    for progress in (tmp_path / "run/state").glob("*/progress.json"):
+        progress.write_text(json.dumps({**json.loads(progress.read_text()), "seconds": 1000.0}))
+    seconds = make_loop(tmp_path / "run").run(method, dataset, len(dataset))
+    assert (seconds > 1000) == (at >= 2)  # from the first checkpoint on, earlier processes' time counts
     assert same(expected, weights(method))
     straight, resumed = records(tmp_path / "straight"), records(tmp_path / "run")
     for line in straight + resumed:

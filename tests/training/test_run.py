@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from fmwiss.config import Config, load_config
@@ -105,14 +106,8 @@ def test_step_1_from_foundation_models_opens_no_mask_of_a_training_photograph(
         "self_supervised": {"model": "test_vit", "pretrained": False, "input_size": 96},
     }
     config = configure(experiment, cosegmentation=foundation)
-    saved = load_config(run / "config.yaml")
-    assert saved.cosegmentation != config.cosegmentation
-    with pytest.raises(UserError, match="cosegmentation"):
-        train(config, data, weights, run, cache=tmp_path / "cache")
     fresh = tmp_path / "fresh"
-    shutil.copytree(run / "step0", fresh / "step0")
-    shutil.copy(run / "tags.json", fresh / "tags.json")
-    results = train(config, data, weights, fresh, step=1, cache=tmp_path / "cache")
+    results = train(config, data, weights, fresh, cache=tmp_path / "cache", base=run)
     assert list(results) == [1]
     lines = [json.loads(line) for line in (fresh / "step1" / "metrics.jsonl").read_text().splitlines()]
     assert all(value >= 0 for line in lines if "losses" in line for value in line["losses"].values())
@@ -149,11 +144,6 @@ def test_steps_must_come_in_order(tiny_voc: Path, experiment: dict[str, Any], tm
     for step in (2, -1):
         with pytest.raises(UserError, match="0 to 1"):
             train(config, tiny_voc, None, tmp_path / "run", step=step)
-
-
-def test_a_run_goes_on_with_its_own_configuration_only(run: Path, tiny_voc: Path, experiment: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"training\.steps\.learning_rate"):
-        train(configure(experiment, training__steps__learning_rate=0.5), tiny_voc, None, run)
 
 
 def test_without_a_memory_nothing_is_pasted(
@@ -236,8 +226,48 @@ def test_a_failed_start_does_not_bind_the_folder(tiny_voc: Path, experiment: dic
         train(configure(experiment, segmenter__encoder="resnett18"), tiny_voc, None, tmp_path, step=0)
     config = configure(experiment, training__step0__epochs=1)
     assert list(train(config, tiny_voc, None, tmp_path, step=0)) == [0]
-    with pytest.raises(UserError, match="epochs"):
+    with pytest.raises(UserError, match=r"training.step0.epochs = 1 but 2"):
         train(configure(experiment, training__step0__epochs=2), tiny_voc, None, tmp_path, step=0)
+
+
+def test_a_base_alone_binds_what_it_depends_on(
+    base: Path, tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path
+) -> None:
+    """After a failed step 1 its settings may be corrected, as long as the base is the same; afterwards no more."""
+    names = {"name": "imagenet-names", "model": "efficientnett"}
+    typo = configure(experiment, cosegmentation={"source": "foundation", "vision_language": names})
+    with pytest.raises(UserError, match="efficientnett"):
+        train(typo, tiny_voc, None, tmp_path, base=base)
+    with pytest.raises(UserError, match=r"data.flip = 0.5 but 0.0"):
+        train(configure(experiment, data__flip=0.0), tiny_voc, None, tmp_path)
+    assert load_config(tmp_path / "config.yaml") == typo
+    config = configure(experiment, method__alpha=0.1, training__steps__epochs=1)
+    assert list(train(config, tiny_voc, None, tmp_path)) == [1]
+    assert load_config(tmp_path / "config.yaml") == config
+    with pytest.raises(UserError, match=r"method.alpha = 0.1 but 0.5"):
+        train(configure(experiment, training__steps__epochs=1), tiny_voc, None, tmp_path)
+
+
+def test_a_killed_step_binds_the_folder(run: Path, tiny_voc: Path, experiment: dict[str, Any]) -> None:
+    (run / "step1/state/00000002").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"method.alpha = 0.5 but 0.1"):
+        train(configure(experiment, method__alpha=0.1), tiny_voc, None, run)
+
+
+def test_a_base_that_saw_later_classes_is_no_disjoint_base(
+    tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path
+) -> None:
+    disjoint = configure(experiment, protocol__setting="disjoint", training__step0__epochs=1)
+    train(disjoint, tiny_voc, None, tmp_path / "base", step=0)
+    steps = [list(BASE), ["sheep", "cow"]]
+    other = configure(experiment, protocol={"setting": "disjoint", "steps": steps}, training__step0__epochs=1)
+    with pytest.raises(UserError, match=r"protocol.steps = .*sofa.* says .*cow"):
+        train(other, tiny_voc, None, tmp_path / "other", step=0, base=tmp_path / "base")
+
+
+def test_two_commands_do_not_share_a_folder(run: Path, tiny_voc: Path, experiment: dict[str, Any]) -> None:
+    with FileLock(run / ".lock"), pytest.raises(UserError, match="another fmwiss train is at work"):
+        train(configure(experiment), tiny_voc, None, run)
 
 
 def test_a_missing_validation_list_is_found_before_training(

@@ -92,6 +92,8 @@ def _read_table(source: VOCSource, path: Path) -> dict[str, list[str]]:
         raise UserError(f"the table of tags {path} must have the columns 'file' and 'tags' in its first line")
     table: dict[str, list[str]] = {}
     for row in lines:  # several rows of one photograph add up
+        if not row["file"]:
+            raise UserError(f"the table of tags {path} has a row without a file: {row}")
         names = (name.strip() for name in (row["tags"] or "").split(";"))
         table.setdefault(Path(row["file"]).stem, []).extend(_canonical(filter(None, names), source, path))
     return table

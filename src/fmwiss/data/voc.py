@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from fmwiss.errors import UserError
+from fmwiss.names import joined
 
 VOID = 255
 BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for broken files
@@ -45,17 +46,13 @@ def canonical_class_name(name: str, known: Iterable[str]) -> str:
     Raises:
         UserError: no known name is spelt so; the message gives the nearest one.
     """
-    spellings = {_joined(candidate): candidate for candidate in known}
-    found = spellings.get(_joined(name))
+    spellings = {joined(candidate): candidate for candidate in known}
+    found = spellings.get(joined(name))
     if found is None:
-        nearest = difflib.get_close_matches(_joined(name), spellings, n=1, cutoff=0.0)
+        nearest = difflib.get_close_matches(joined(name), spellings, n=1, cutoff=0.0)
         hint = f"; the nearest known name is '{spellings[nearest[0]]}'" if nearest else ""
         raise UserError(f"unknown class '{name}'{hint}")
     return found
-
-
-def _joined(name: str) -> str:
-    return "".join(character for character in name.lower() if character not in " _-")
 
 
 def voc_palette() -> list[int]:

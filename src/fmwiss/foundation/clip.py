@@ -25,6 +25,7 @@ from fmwiss.errors import UserError
 from fmwiss.foundation.images import Normalize, fit
 from fmwiss.foundation.scores import class_scores, compete, denoise_prompts, smooth_by_keys
 from fmwiss.foundation.weights import find_weights, first_line, require_hub, state_digest, weights_folder
+from fmwiss.names import joined
 
 
 class Clip(nn.Module):
@@ -197,8 +198,9 @@ def prompts(name: str) -> list[str]:
 
 
 def row_names(name: str, overrides: Mapping[str, Sequence[str]]) -> list[str]:
-    """The names that stand for a class: its own, or the synonyms given in its place."""
-    return list(overrides.get(name) or [name])
+    """The names that stand for a class: its own, or the synonyms given in its place under any spelling of it."""
+    given = next((synonyms for key, synonyms in overrides.items() if joined(key) == joined(name)), None)
+    return list(given or [name])
 
 
 def load_clip(config: VisionLanguageConfig, weights: Path | None = None) -> Clip:

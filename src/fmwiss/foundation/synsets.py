@@ -18,6 +18,7 @@ from importlib.resources import files
 from timm.data import ImageNetInfo
 
 from fmwiss.errors import UserError
+from fmwiss.names import joined
 
 # A synset stands for every ImageNet class at or below it. Where ImageNet has no such class, the nearest relative.
 VOC_SYNSETS: Mapping[str, tuple[str, ...]] = {
@@ -86,14 +87,14 @@ def find_synsets(name: str, overrides: Mapping[str, Sequence[str]] | None = None
     Raises:
         UserError: no class found, or an override's id not in the table or of no class.
     """
-    wanted = _plain(name)
+    wanted = joined(name)
     for table in (overrides or {}, VOC_SYNSETS):
         for key, synsets in table.items():
-            if _plain(key) == wanted:
+            if joined(key) == wanted:
                 return _below(name, synsets)
-    senses = [synset for synset, (words, _) in hypernym_table().items() if wanted in map(_plain, words)]
+    senses = [synset for synset, (words, _) in hypernym_table().items() if wanted in map(joined, words)]
     if not senses:
-        vocabulary = {_plain(word): word for words, _ in hypernym_table().values() for word in words}
+        vocabulary = {joined(word): word for words, _ in hypernym_table().values() for word in words}
         near = ", ".join(vocabulary[word] for word in difflib.get_close_matches(wanted, vocabulary, n=3))
         raise UserError(
             f"no ImageNet class stands for {name!r}; list synset ids for it under cosegmentation.vision_language.rows"
@@ -114,7 +115,3 @@ def _below(name: str, synsets: Sequence[str]) -> tuple[str, ...]:
     if not found:
         raise UserError(f"no synset is given for {name!r}; name at least one, such as n02084071")
     return found
-
-
-def _plain(name: str) -> str:
-    return "".join(character for character in name.lower() if character not in " _-")

@@ -53,7 +53,7 @@ def load_checkpoint(folder: Path, method: Method, optimizer: torch.optim.Optimiz
     try:
         tensors = load_file(newest / "state.safetensors")
         progress = json.loads((newest / "progress.json").read_text())
-        iteration, seconds = int(progress["iteration"]), float(progress["seconds"])
+        iteration, seconds = int(progress["iteration"]), float(progress.get("seconds", 0.0))
         method.load_learnt_state(_under(tensors, "method."))
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0]

@@ -59,6 +59,7 @@ class Loop:
         Returns:
             The seconds that it took, in this process and in those that were interrupted.
         """
+        started = time.monotonic()
         options, fabric = self.options, self.fabric
         groups = method.parameter_groups(options.learning_rate, options.head_rate)
         optimizer = build_optimizer(options, groups, fused=self.gradient_clip is None)
@@ -94,7 +95,6 @@ class Loop:
         if log and done == 0:
             log.write({"iteration": 0, "images": n_images, "iterations": total, "per_epoch": per_epoch})
         method.start_epoch(done // per_epoch)
-        started = time.monotonic()
         for iteration, loaded in enumerate(track(loader, self._describe, total=total, completed=done), start=done):
             if iteration % per_epoch == 0:
                 method.start_epoch(iteration // per_epoch)
@@ -109,7 +109,9 @@ class Loop:
             optimizer.zero_grad(set_to_none=True)
             fabric.backward(torch.stack(list(losses.values())).sum())
             if self.gradient_clip is not None:
-                fabric.clip_gradients(module, wrapped, max_norm=self.gradient_clip, error_if_nonfinite=False)
+                # in half precision an overflow is usual: the loss scaler skips that update
+                finite = fabric.strategy.precision.precision != "16-mixed"
+                fabric.clip_gradients(module, wrapped, max_norm=self.gradient_clip, error_if_nonfinite=finite)
             wrapped.step()
 
             finished = iteration + 1

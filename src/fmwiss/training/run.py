@@ -7,17 +7,18 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-from fmwiss.config import Config, OptimizationConfig, check_resumable, dump_config, load_config
+from fmwiss.config import Config, OptimizationConfig, check_resumable, dump_config, first_difference, load_config
 from fmwiss.data.datasets import MaskDataset, PseudoMaskSource, TrueMasks, WeakDataset
 from fmwiss.data.memory import CopyPaste, MemoryBank
 from fmwiss.data.protocols import Protocol
@@ -72,18 +73,30 @@ def train(
     fabric = _fabric(devices, precision)
     fabric.launch()
     run = _Run(config, data, weights, out, cache, fabric)
-    run.open()
-    if base is not None:
-        run.take_base(base)
-    done = finished_steps(out)
-    for t in done:
-        shutil.rmtree(out / f"step{t}" / "state", ignore_errors=True)  # a kill may have come before its removal
     if step is not None and not 0 <= step < len(run.protocol.steps):
         raise UserError(f"--step {step}: the protocol has steps 0 to {len(run.protocol.steps) - 1}.")
-    if step is not None and step > 0 and step - 1 not in done:
-        raise UserError(f"{out}: step {step} starts from step {step - 1}, which is not finished; train that first.")
-    wanted = range(len(run.protocol.steps)) if step is None else [step]
-    return {t: run.do_step(t) for t in wanted if t not in done}
+    with _alone(out) if fabric.is_global_zero else nullcontext():
+        run.open()
+        if base is not None:
+            run.take_base(base)
+        done = finished_steps(out)
+        for t in done:
+            shutil.rmtree(out / f"step{t}" / "state", ignore_errors=True)  # a kill may have come before its removal
+        if step is not None and step > 0 and step - 1 not in done:
+            raise UserError(f"{out}: step {step} starts from step {step - 1}, which is not finished; train that first.")
+        wanted = range(len(run.protocol.steps)) if step is None else [step]
+        return {t: run.do_step(t) for t in wanted if t not in done}
+
+
+@contextmanager
+def _alone(run: Path) -> Iterator[None]:
+    """Keeps other commands from training in the same folder; a process that is killed keeps nobody out."""
+    run.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(run / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise UserError(f"{run}: another fmwiss train is at work there; wait for it, or give another --out") from error
 
 
 def _fabric(devices: str | int, precision: str) -> Fabric:
@@ -111,21 +124,30 @@ class _Run:
         self.source = VOCSource(self.data)
         self.protocol = Protocol.from_config(self.config.protocol)
         options = self.config.data
+        if options.crop_size % self.config.method.loss_stride:
+            raise UserError(
+                f"method.loss_stride = {self.config.method.loss_stride} does not divide data.crop_size = "
+                f"{options.crop_size}; give one that does."
+            )
         self.transform = JointTransform(options.crop_size, options.resize, options.scale, options.flip)
 
     def open(self) -> None:
-        """Write the resolved configuration, or check that what was begun here was begun with the same.
+        """Check that what was begun here was begun with the same configuration, and write the one given.
 
-        What can be wrong with the lists of ids is found here, before anything is trained.
+        While there is no more than step 0, only what that depends on has to be the same. What can be wrong with the
+        lists of ids is found here, before anything is trained.
         """
         for split in (self.config.data.train_split, self.config.data.val_split):
             self.source.ids(split)
         path = self.folder / "config.yaml"
-        begun = any(self.folder.glob("step*/model.json")) or any(self.folder.glob("step*/state/*"))
-        self.fabric.barrier()  # every process has looked before the first one writes
+        begun = [folder.name for folder in self.folder.glob("step*") if _is_begun(folder)]
         if begun and path.is_file():
-            check_resumable(load_config(path), self.config, self.folder)
-        elif self.fabric.is_global_zero:
+            saved = load_config(path)
+            difference = _base_difference(saved, self.config)
+            if begun != ["step0"] or difference is not None:
+                check_resumable(saved, self.config, self.folder)
+        self.fabric.barrier()  # every process has looked before the first one writes
+        if self.fabric.is_global_zero:
             write_atomically(path, lambda file: file.write_text(dump_config(self.config)))
         self.fabric.barrier()
 
@@ -137,24 +159,25 @@ class _Run:
             return
         if 0 not in finished_steps(base):
             raise UserError(f"{base}: its step 0 is not finished; train it first.")
-        theirs, ours = _base_settings(load_config(base / "config.yaml")), _base_settings(self.config)
-        needs_memory = self.config.copy_paste.bank_size > 0
-        for name, value in ours.items():
-            if theirs[name] != value and (needs_memory or not name.startswith("copy_paste.")):
-                raise UserError(
-                    f"{base}: its base model was trained with {name} = {theirs[name]}, and the configuration says "
-                    f"{value}; give a base run of the same settings."
-                )
+        difference = _base_difference(load_config(base / "config.yaml"), self.config)
+        if difference is not None:
+            key, theirs, ours = difference
+            raise UserError(
+                f"{base}: its base model was trained with {key} = {theirs}, and the configuration says {ours}; give a "
+                "base run of the same settings."
+            )
         if self.fabric.is_global_zero:
+            if (base / TAGS).is_file() and not (self.folder / TAGS).is_file():
+                tags = (base / TAGS).read_bytes()
+                write_atomically(self.folder / TAGS, lambda path: path.write_bytes(tags))
             temporary = self.folder / ".step0.tmp"
             shutil.rmtree(temporary, ignore_errors=True)
-            shutil.copytree(base / "step0", temporary, ignore=shutil.ignore_patterns("state"))
+            try:
+                shutil.copytree(base / "step0", temporary, ignore=shutil.ignore_patterns("state"))
+            except shutil.Error as error:  # several files' errors in one
+                raise UserError(f"{base}: its step 0 cannot be copied ({error.args[0][0][2]})") from error
             shutil.rmtree(self.folder / "step0", ignore_errors=True)
             temporary.rename(self.folder / "step0")
-            tags = self.folder / TAGS
-            if (base / TAGS).is_file() and not tags.is_file():
-                # an index of another origin is not mixed in: TagIndex looks at it
-                write_atomically(tags, lambda path: path.write_bytes((base / TAGS).read_bytes()))
         self.fabric.barrier()
 
     def do_step(self, t: int) -> Evaluation:
@@ -369,22 +392,40 @@ class _Run:
             )
 
 
-_BASE_DATA = ("source", "train_split", "crop_size", "resize", "scale", "flip")
-"""Keys of ``data`` that step 0 depends on."""
+def _is_begun(step: Path) -> bool:
+    """Whether a step's folder holds a model or a checkpoint."""
+    return (step / "model.json").is_file() or any(step.glob("state/*"))
 
 
-def _base_settings(config: Config) -> dict[str, Any]:
-    """What a base model depends on."""
-    return {
-        "protocol": (Protocol.from_config(config.protocol).new(0), config.protocol.setting),
-        **{f"data.{key}": getattr(config.data, key) for key in _BASE_DATA},
-        "segmenter": config.segmenter.model_copy(update={"classifier_init": "plain"}),
-        "training.step0": config.training.step0,
-        "training.seed": config.training.seed,
-        "training.gradient_clip": config.training.gradient_clip,
-        "copy_paste.bank_size": config.copy_paste.bank_size,
-        "copy_paste.min_area": config.copy_paste.min_area,
-    }
+_BASE_KEYS = (
+    "protocol.setting",
+    *(f"data.{key}" for key in ("source", "train_split", "tags", "crop_size", "resize", "scale", "flip")),
+    "segmenter.",
+    "training.step0.",
+    "training.seed",
+    "training.gradient_clip",
+)
+"""Keys, or beginnings of keys, that step 0 depends on, beside its classes."""
+
+
+def _base_difference(theirs: Config, ours: Config) -> tuple[str, str, str] | None:
+    """The first key in which two base models differ, and both values; None if one can stand for the other."""
+    keys = _BASE_KEYS
+    if ours.copy_paste.bank_size > 0:  # without copy-paste nobody asks for the memory that lies beside the model
+        keys += ("copy_paste.bank_size", "copy_paste.min_area")
+    difference = first_difference(
+        theirs, ours, lambda key: key.startswith(keys) and key != "segmenter.classifier_init"
+    )
+    if difference is None and _base_classes(theirs) != _base_classes(ours):
+        return "protocol.steps", str(theirs.protocol.steps), str(ours.protocol.steps)
+    return difference
+
+
+def _base_classes(config: Config) -> tuple[tuple[str, ...], frozenset[str]]:
+    """What decides on the photographs of step 0: its classes and, if disjoint, those that they may not show."""
+    protocol = Protocol.from_config(config.protocol)
+    later = frozenset().union(*protocol.steps[1:]) if config.protocol.setting == "disjoint" else frozenset()
+    return protocol.new(0), later
 
 
 def _peak_memory_gib(device: torch.device) -> float:

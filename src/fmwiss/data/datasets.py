@@ -159,15 +159,13 @@ class IterationSampler:
         n: number of samples.
         batch_size: samples of an iteration, over all processes.
         seed: the run's seed.
-        iterations: length of the step; or
-        epochs: its length in epochs (exactly one of the two is given).
+        epochs: length of the step.
         start_iteration: iterations done already.
         rank: this process; it gets every ``world_size``-th sample of each batch.
         world_size: number of processes.
 
     Raises:
         UserError: there are no samples, or a batch has too few for every process to get one.
-        ValueError: both or neither of ``iterations`` and ``epochs`` are given.
     """
 
     def __init__(
@@ -176,14 +174,11 @@ class IterationSampler:
         batch_size: int,
         *,
         seed: int,
-        iterations: int | None = None,
-        epochs: int | None = None,
+        epochs: int,
         start_iteration: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if (iterations is None) == (epochs is None):
-            raise ValueError("give exactly one of iterations and epochs")
         if n == 0:
             raise UserError("the step has no photographs; its classes appear in none of the training split's tags")
         self.n = n
@@ -194,7 +189,7 @@ class IterationSampler:
                 "use fewer devices or a larger batch_size"
             )
         self.iterations_per_epoch = n // self.batch_size
-        self.iterations = iterations if iterations is not None else (epochs or 0) * self.iterations_per_epoch
+        self.iterations = epochs * self.iterations_per_epoch
         self.seed = seed
         self.start_iteration = start_iteration
         self.rank = rank

@@ -96,16 +96,15 @@ class Protocol:
         later = {name for step in self.steps[t + 1 :] for name in step} if self.setting == "disjoint" else set()
         return [image_id for image_id in ids if new & tags[image_id] and not later & tags[image_id]]
 
-    def label_table(self, t: int, class_names: Sequence[str], unseen: Literal[0, 255] = 0) -> Tensor:
+    def label_table(self, t: int, class_names: Sequence[str]) -> Tensor:
         """Table from a data set's labels to the model's after step ``t``, uint8 ``(256,)``; use as ``table[mask]``.
 
         Args:
             t: step.
             class_names: the data set's names of its labels 1, 2, ...
-            unseen: what becomes of classes that are not seen yet: background, as in the literature, or void.
         """
-        table = torch.full((256,), unseen, dtype=torch.uint8)
-        table[0], table[VOID] = 0, VOID
+        table = torch.zeros(256, dtype=torch.uint8)
+        table[VOID] = VOID
         for label, name in enumerate(self.seen(t), start=1):
             if name not in class_names:
                 raise UserError(f"the data set has no class '{name}', which step {t} of the protocol needs")

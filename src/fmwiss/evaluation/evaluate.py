@@ -14,13 +14,12 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from fmwiss.data.protocols import Protocol
-from fmwiss.data.voc import VOCSource
+from fmwiss.data.voc import VOID, VOCSource
 from fmwiss.errors import UserError
 from fmwiss.evaluation.metrics import Evaluation
 from fmwiss.models import Segmenter
 from fmwiss.reporting.progress import track
 
-VOID = 255
 MOST_WAITING = 4
 """Batches' worth of photographs that may wait in memory for others of their shape."""
 

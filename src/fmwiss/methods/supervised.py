@@ -7,11 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fmwiss.data.batches import Batch
+from fmwiss.data.voc import VOID
 from fmwiss.losses import PixelBCELoss
 from fmwiss.methods.base import Method
 from fmwiss.models import Segmenter
-
-VOID = 255
 
 
 class Supervised(Method):

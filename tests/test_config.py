@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import pytest
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fmwiss import config
 from fmwiss.config import Config, check_resumable, dump_config, load_config, nearest_key
 from fmwiss.errors import UserError
 
@@ -180,3 +183,37 @@ def test_a_run_goes_on_only_with_the_same_settings(tmp_path: Path) -> None:
     rows = load_config(write(tmp_path, ""), ["cosegmentation.vision_language.rows={cat: [kitten]}"])
     with pytest.raises(UserError, match=r"rows"):
         check_resumable(saved, rows, tmp_path)
+
+
+class _First(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    name: Literal["first"] = "first"
+    alpha: float = Field(0.5, ge=0)
+
+
+class _Second(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    name: Literal["second"] = "second"
+    beta: int = 1
+
+
+class _Choice(BaseModel):
+    method: Annotated[_First | _Second, Field(discriminator="name")] = _First()
+
+
+@pytest.mark.parametrize(
+    ("values", "path", "wanted"),
+    [
+        ({"name": "first", "alpha": -1}, "method.alpha", "greater than or equal to 0"),
+        ({"name": "second", "beta": "x"}, "method.beta", "an integer"),
+        ({"name": "third"}, "method", "a section whose 'name' is one of 'first', 'second'"),
+    ],
+)
+def test_a_choice_of_sections_by_name(values: dict[str, Any], path: str, wanted: str) -> None:
+    """As ``method`` becomes one with a second method: key paths and the nearest key go through it."""
+    with pytest.raises(ValidationError) as caught:
+        _Choice.model_validate({"method": values})
+    problem = caught.value.errors()[0]
+    assert ".".join(config._key_path(problem["loc"], _Choice)) == path
+    assert config._wanted(problem) == wanted
+    assert list(config._schema_keys(_Choice, ())) == ["method", "method.name", "method.alpha", "method.beta"]

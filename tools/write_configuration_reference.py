@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from fmwiss.config import Config
+from fmwiss.config import Config, sections_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 
@@ -33,9 +33,10 @@ def reference() -> str:
 def _sections(model: type[BaseModel], prefix: str) -> list[str]:
     lines, inner = [], []
     for name, field in model.model_fields.items():
-        if _is_section(field.annotation):
-            inner += _sections(field.annotation, f"{prefix}{name}.")
-        else:
+        sections = sections_of(field.annotation)
+        for section in sections:
+            inner += _sections(section, f"{prefix}{name}.")
+        if not sections:
             cells = (f"`{name}`", _values(field), f"`{_default(field)}`", (field.description or "").replace("|", r"\|"))
             lines.append("| " + " | ".join(cells) + " |")
     if lines:
@@ -43,10 +44,6 @@ def _sections(model: type[BaseModel], prefix: str) -> list[str]:
         head = [f"## {prefix.rstrip('.')}", "", about, "", "| key | values | default | meaning |", "|---|---|---|---|"]
         lines = [*head, *lines, ""]
     return lines + inner
-
-
-def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _values(field: FieldInfo) -> str:

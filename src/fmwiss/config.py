@@ -11,7 +11,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeGuard
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -419,30 +420,38 @@ def nearest_key(dotted: str) -> str:
     return max(by_path, key=lambda path: difflib.SequenceMatcher(None, dotted, path).ratio())
 
 
+def sections_of(annotation: Any) -> tuple[type[BaseModel], ...]:
+    """The typed models that a field's value may be: one for a section, several for a choice by ``name``, else none."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return (annotation,)
+    choices = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
+    models = tuple(choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel))
+    return models if len(models) == len(choices) else ()
+
+
 def _schema_keys(model: type[BaseModel], prefix: tuple[str, ...]) -> Iterator[str]:
     """Every key path of the configuration, sections included."""
     for name, field in model.model_fields.items():
         path = (*prefix, name)
         yield ".".join(path)
-        if _is_section(field.annotation):
-            yield from _schema_keys(field.annotation, path)
+        keys = (key for section in sections_of(field.annotation) for key in _schema_keys(section, path))
+        yield from dict.fromkeys(keys)
 
 
-def _key_path(location: tuple[int | str, ...]) -> tuple[str, ...]:
+def _key_path(location: tuple[int | str, ...], root: type[BaseModel] = Config) -> tuple[str, ...]:
     """Pydantic's error location up to the option itself, without union members and positions in lists."""
     keys: list[str] = []
-    section: Any = Config
+    sections: tuple[type[BaseModel], ...] = (root,)
     for part in location:
-        if not _is_section(section):
+        if len(sections) > 1:  # pydantic names the choice, which is no key
+            sections = tuple(s for s in sections if s.model_fields["name"].default == part)
+            continue
+        if not sections:
             break
         keys.append(str(part))
-        field = section.model_fields.get(str(part))
-        section = field.annotation if field is not None else None
+        field = sections[0].model_fields.get(str(part))
+        sections = sections_of(field.annotation) if field is not None else ()
     return tuple(keys)
-
-
-def _is_section(annotation: Any) -> TypeGuard[type[BaseModel]]:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 # Pydantic's types of problems in the words of someone who writes YAML.
@@ -463,6 +472,8 @@ _WANTED = {
 def _wanted(problem: Mapping[str, Any]) -> str:
     """What the value has to be, to follow "must be"."""
     kind, context = problem["type"], problem.get("ctx", {})
+    if kind == "union_tag_invalid":
+        return f"a section whose {context['discriminator']} is one of {context['expected_tags']}"
     if kind == "too_long":
         return f"a list of {context['max_length']}"
     if kind in _WANTED or kind.endswith(("_type", "_parsing", "_from_float")):

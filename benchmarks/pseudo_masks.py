@@ -4,7 +4,7 @@ The bare passes are one plain forward pass of each model over the very batches t
 memory already; pseudo-masking decodes and scales photographs, computes scores, takes the attention out of the last
 block, and writes its files. Both are measured in the same run and in turn. Prints the medians and the overhead.
 
-    python benchmarks/pseudo_masks.py --data ../shared/voc-mini --weights ../shared/weights [--photographs 64]
+    python benchmarks/pseudo_masks.py --data VOC --weights WEIGHTS [--photographs 64]
 """
 
 from __future__ import annotations

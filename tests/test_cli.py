@@ -307,6 +307,11 @@ def prediction_over_a_photograph(w: World) -> list[object]:
     return ["predict", w.run, photograph, "--out", w.folder]
 
 
+def split_in_another_encoding(w: World) -> list[object]:
+    (w.data / "ImageSets/Segmentation/train_aug.txt").write_bytes("Schäfer\n".encode("latin-1"))
+    return w.train()
+
+
 def same_names(w: World) -> list[object]:
     w.make_run()
     return w.predict(w.photograph, shutil.copy(w.photograph, w.folder))
@@ -384,6 +389,7 @@ WRONG: dict[str, tuple[Callable[[World], list[object]], str]] = {
     "data in another layout": (data_without_photographs, "has no JPEGImages"),
     "unknown list": (lambda w: w.train("--set", "data.train_split=all"), "there is no split 'all'"),
     "unknown validation list": (lambda w: w.train("--set", "data.val_split=vall"), "there is no split 'vall'"),
+    "list in another encoding": (split_in_another_encoding, "cannot be read as text"),
     "empty list": (empty_split, "is empty"),
     "no photograph": (missing_photograph, "val_000000.jpg is missing"),
     "truncated photograph": (truncated_photograph, "val_000000.jpg cannot be read"),

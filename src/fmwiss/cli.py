@@ -258,7 +258,7 @@ def classes(
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for everything that it writes.")] = Path("demo"),
 ) -> None:
-    """Run all commands in small on generated pictures, without downloads; takes about a minute."""
+    """Run all commands in small on generated pictures, without downloads; takes some minutes."""
     from fmwiss.demo import run_demo
 
     run_demo(out)
@@ -369,7 +369,7 @@ def _device(name: str) -> torch.device:
     try:
         torch.empty(0, device=name)
         return torch.device(name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # unknown, not compiled in, not there
         raise UserError(f"--device {name}: there is no such device here; give auto, cpu or cuda:0") from error
 
 

@@ -29,7 +29,9 @@ def test_every_run_gets_its_bars(tmp_path: Path) -> None:
 
 def test_the_page_says_what_the_runs_gave() -> None:
     page = (RESULTS / "voc-mini.md").read_text(encoding="utf-8")
-    for label, run in json.loads((RESULTS / "voc-mini.json").read_text(encoding="utf-8")).items():
+    runs = json.loads((RESULTS / "voc-mini.json").read_text(encoding="utf-8"))
+    assert runs
+    for label, run in runs.items():
         means = [run["miou"][mean] for mean in ("old", "new", "all")]
         row = " | ".join("" if mean is None else f"{mean:.1f}" for mean in means).replace("|  |", "| |")
         assert f"| {label} | {row} |" in page, f"the row of {label} should read {row}"

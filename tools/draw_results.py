@@ -29,12 +29,12 @@ def draw(runs: dict[str, dict[str, Any]], path: Path) -> None:
     for number, (label, run) in enumerate(runs.items()):
         values = [run["miou"][mean] for mean in MEANS] + [run["iou"].get(name) for name in classes]
         places = [group + (number - (len(runs) - 1) / 2) * width for group in range(len(groups))]
-        axes.bar(places, [value or 0.0 for value in values], width, label=label)
+        axes.bar(places, [value or 0.0 for value in values], width, label=label.replace("`", ""))
     axes.set_xticks(range(len(groups)), groups, rotation=45, ha="right")
     axes.axvline(len(MEANS) - 0.5, color="grey", linewidth=0.8)
     axes.set_ylabel("IoU, per cent")
     axes.set_xlim(-0.6, len(groups) - 0.4)
-    axes.legend(frameon=False, ncols=len(runs), loc="upper center", bbox_to_anchor=(0.5, 1.15))
+    figure.legend(frameon=False, ncols=min(3, len(runs)), loc="outside upper center")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=100)
     plt.close(figure)

@@ -7,7 +7,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +122,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.source = VOCSource(self.data)
-        self.protocol = Protocol.from_config(self.config.protocol)
+        self.protocol = Protocol.from_config(self.config.protocol, self.source.class_names)
         options = self.config.data
         if options.crop_size % self.config.method.loss_stride:
             raise UserError(
@@ -143,7 +143,7 @@ class _Run:
         begun = [folder.name for folder in self.folder.glob("step*") if _is_begun(folder)]
         if begun and path.is_file():
             saved = load_config(path)
-            difference = _base_difference(saved, self.config)
+            difference = _base_difference(saved, self.config, self.source.class_names)
             if begun != ["step0"] or difference is not None:
                 check_resumable(saved, self.config, self.folder)
         self.fabric.barrier()  # every process has looked before the first one writes
@@ -159,7 +159,7 @@ class _Run:
             return
         if 0 not in finished_steps(base):
             raise UserError(f"{base}: its step 0 is not finished; train it first.")
-        difference = _base_difference(load_config(base / "config.yaml"), self.config)
+        difference = _base_difference(load_config(base / "config.yaml"), self.config, self.source.class_names)
         if difference is not None:
             key, theirs, ours = difference
             raise UserError(
@@ -408,22 +408,25 @@ _BASE_KEYS = (
 """Keys, or beginnings of keys, that step 0 depends on, beside its classes."""
 
 
-def _base_difference(theirs: Config, ours: Config) -> tuple[str, str, str] | None:
-    """The first key in which two base models differ, and both values; None if one can stand for the other."""
+def _base_difference(theirs: Config, ours: Config, known: Sequence[str]) -> tuple[str, str, str] | None:
+    """The first key in which two base models differ, and both values; None if one can stand for the other.
+
+    ``known`` are the data set's class names.
+    """
     keys = _BASE_KEYS
     if ours.copy_paste.bank_size > 0:  # without copy-paste nobody asks for the memory that lies beside the model
         keys += ("copy_paste.bank_size", "copy_paste.min_area")
     difference = first_difference(
         theirs, ours, lambda key: key.startswith(keys) and key != "segmenter.classifier_init"
     )
-    if difference is None and _base_classes(theirs) != _base_classes(ours):
+    if difference is None and _base_classes(theirs, known) != _base_classes(ours, known):
         return "protocol.steps", str(theirs.protocol.steps), str(ours.protocol.steps)
     return difference
 
 
-def _base_classes(config: Config) -> tuple[tuple[str, ...], frozenset[str]]:
+def _base_classes(config: Config, known: Sequence[str]) -> tuple[tuple[str, ...], frozenset[str]]:
     """What decides on the photographs of step 0: its classes and, if disjoint, those that they may not show."""
-    protocol = Protocol.from_config(config.protocol)
+    protocol = Protocol.from_config(config.protocol, known)
     later = frozenset().union(*protocol.steps[1:]) if config.protocol.setting == "disjoint" else frozenset()
     return protocol.new(0), later
 

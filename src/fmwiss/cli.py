@@ -421,8 +421,11 @@ def _title(run: Path, step: int, images: int) -> str:
 def _is_diagnostic(run: Path, step: int) -> bool:
     """Whether a step learnt from the true masks."""
     from fmwiss.config import load_config
+    from fmwiss.methods import method_class
 
-    return step > 0 and load_config(run / "config.yaml").cosegmentation.source == "true-masks"
+    config = load_config(run / "config.yaml")
+    learns_from_masks = method_class(config.method).learns_from_pseudo_masks
+    return step > 0 and learns_from_masks and config.cosegmentation.source == "true-masks"
 
 
 def _prediction_files(photograph: Path, out: Path) -> tuple[Path, Path]:

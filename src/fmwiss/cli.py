@@ -280,11 +280,13 @@ def data_emoji(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for everything that it writes.")] = Path("demo"),
+    open_report: Annotated[bool, typer.Option("--open", help="Open the report in a browser at the end.")] = False,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the scenes and of the training.")] = 0,
 ) -> None:
-    """Run all commands in small on generated pictures, without downloads; takes some minutes."""
+    """Teach a model five new classes from tags on generated scenes, without downloads; takes some minutes."""
     from fmwiss.demo import run_demo
 
-    run_demo(out)
+    run_demo(out, open_report, seed)
 
 
 def main() -> None:

@@ -3,8 +3,9 @@
     python tools/train_tiny_clip.py src/fmwiss/foundation/tiny/TinyCLIP-emoji.emojiseg.safetensors
 
 A caption is one of the prompt templates filled with the name of an object in the scene. A scene and a caption belong
-together when the scene shows what the caption names, so several scenes of a batch may belong to one caption; the
-contrastive loss asks for all of them alike. The weights are an average over the last iterations' (exponential).
+together when the scene shows what the caption names, so several scenes of a batch may belong to one caption: the
+contrastive loss is SigLIP's, which asks every pair of a batch by itself. The weights are an exponential average over
+the last iterations'.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ STD = torch.tensor(open_clip.OPENAI_DATASET_STD).view(1, 3, 1, 1)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--scenes", type=int, default=10000)
-    parser.add_argument("--iterations", type=int, default=2000)
-    parser.add_argument("--batch-size", type=int, default=96)
-    parser.add_argument("--side", type=int, default=192)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--scenes", type=int, default=8000)
+    parser.add_argument("--iterations", type=int, default=4000)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--side", type=int, default=160)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=1000)
     arguments = parser.parse_args()
 
@@ -56,7 +57,8 @@ def main() -> None:
 
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+    bias = torch.full((), -2.3, requires_grad=True)  # one pair in ten belongs together
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": [*others, bias], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=arguments.learning_rate, betas=(0.9, 0.98))
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.995), use_buffers=True)
     started, total = time.monotonic(), 0.0
@@ -71,7 +73,7 @@ def main() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             image_features = model.encode_image(images, normalize=True)
             text_features = model.encode_text(tokens[named, template], normalize=True)
-        logits = model.logit_scale.exp() * image_features.float() @ text_features.float().T
+        logits = model.logit_scale.exp() * image_features.float() @ text_features.float().T + bias
         loss = contrastive_loss(logits, shown[chosen][:, named])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -90,16 +92,13 @@ def main() -> None:
 
 
 def contrastive_loss(logits: Tensor, belongs: Tensor) -> Tensor:
-    """CLIP's symmetric cross-entropy where an image may belong to several captions and the other way round.
+    """Whether image and caption belong together, asked of every pair (SigLIP, Zhai et al., 2023).
 
     Args:
         logits: ``(B, B)``, image by caption.
-        belongs: ``(B, B)`` bool; every row and column has one True at least.
+        belongs: ``(B, B)`` bool.
     """
-    target = belongs.float()
-    rows = -(F.log_softmax(logits, 1) * target / target.sum(1, keepdim=True)).sum(1).mean()
-    columns = -(F.log_softmax(logits, 0) * target / target.sum(0, keepdim=True)).sum(0).mean()
-    return (rows + columns) / 2
+    return F.binary_cross_entropy_with_logits(logits, belongs.float())
 
 
 def _schedule(iteration: int, iterations: int) -> float:

@@ -1,6 +1,6 @@
 """Trains a tiny image encoder of the package by self-distillation on scenes of EmojiSeg, without tags and masks.
 
-    python tools/train_tiny_dino.py vit_emoji_patch8_96 src/fmwiss/foundation/tiny/vit_emoji_patch8_96.safetensors
+    python tools/train_tiny_dino.py vit_emoji_patch8_80 src/fmwiss/foundation/tiny/vit_emoji_patch8_80.safetensors
     python tools/train_tiny_dino.py resnet_emoji src/fmwiss/foundation/tiny/resnet_emoji.safetensors
 
 Two large and several small views of a scene; the student sees all of them, the teacher, its moving average, the large
@@ -28,7 +28,7 @@ from fmwiss.foundation.tiny import RESNET, VIT
 from fmwiss.reporting.progress import track
 from tiny_scenes import normalised, render_scenes, views
 
-LARGE, SMALL = 96, 48
+LARGE, SMALL = 80, 40
 
 
 class Head(nn.Module):
@@ -75,8 +75,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--scenes", type=int, default=10000)
     parser.add_argument("--iterations", type=int, default=1500)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--small-views", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=48)
+    parser.add_argument("--small-views", type=int, default=2)
     parser.add_argument("--prototypes", type=int, default=512)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--momentum", type=float, default=0.98, help="of the teacher, at the first iteration")
@@ -98,8 +98,8 @@ def main() -> None:
         for group in optimizer.param_groups:
             group["lr"] = arguments.learning_rate * min(1.0, (iteration + 1) / 100) * _cosine(progress, 1.0, 0.02)
         chosen = torch.randint(arguments.scenes, (arguments.batch_size,), generator=generator)
-        large = [normalised(views(scenes, chosen, LARGE, (0.4, 1.0), generator)) for _ in range(2)]
-        small = [normalised(views(scenes, chosen, SMALL, (0.1, 0.4), generator)) for _ in range(arguments.small_views)]
+        large = [normalised(views(scenes, chosen, LARGE, (0.3, 1.0), generator)) for _ in range(2)]
+        small = [normalised(views(scenes, chosen, SMALL, (0.08, 0.3), generator)) for _ in range(arguments.small_views)]
         temperature = 0.04 + 0.02 * min(1.0, 3 * progress)
         loss, patch_loss = _losses(student, teacher, large, small, temperature, generator)
         optimizer.zero_grad(set_to_none=True)

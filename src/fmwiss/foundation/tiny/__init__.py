@@ -18,13 +18,13 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 FOLDER = Path(__file__).parent
 CLIP = "TinyCLIP-emoji"
 CLIP_TAG = "emojiseg"
-VIT = "vit_emoji_patch8_96"
+VIT = "vit_emoji_patch8_80"
 RESNET = "resnet_emoji"
 
 _MEAN_STD = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 default_cfgs = generate_default_cfgs(
     {
-        f"{VIT}.dino": {"input_size": (3, 96, 96), "num_classes": 0, "first_conv": "patch_embed.proj", **_MEAN_STD},
+        f"{VIT}.dino": {"input_size": (3, 80, 80), "num_classes": 0, "first_conv": "patch_embed.proj", **_MEAN_STD},
         f"{RESNET}.dino": {
             "input_size": (3, 96, 96), "num_classes": 0, "first_conv": "conv1.0", "classifier": "fc", **_MEAN_STD
         },
@@ -33,9 +33,9 @@ default_cfgs = generate_default_cfgs(
 
 
 @register_model
-def vit_emoji_patch8_96(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """timm's ViT with 4 blocks of width 144 on patches of 8 pixels."""
-    size = {"img_size": 96, "patch_size": 8, "embed_dim": 144, "depth": 5, "num_heads": 3, "num_classes": 0}
+def vit_emoji_patch8_80(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    """timm's ViT with 4 blocks of width 128 on patches of 8 pixels."""
+    size = {"img_size": 80, "patch_size": 8, "embed_dim": 128, "depth": 4, "num_heads": 4, "num_classes": 0}
     return build_model_with_cfg(
         VisionTransformer, VIT, pretrained, pretrained_filter_fn=checkpoint_filter_fn, **{**size, **kwargs}
     )

@@ -56,11 +56,15 @@ def _render(job: tuple[int, int]) -> tuple[object, list[str]]:
 
 def views(
     scenes: Scenes, chosen: Tensor, side: int, area: tuple[float, float], generator: torch.Generator
-) -> Tensor:
-    """One random crop of each chosen scene, ``(B, 3, side, side)`` in [0, 1], flipped and recoloured at random.
+) -> tuple[Tensor, Tensor]:
+    """One random crop of each chosen scene, flipped and recoloured at random.
 
     Args:
         area: range of the crop's share of the scene; its aspect ratio is between 3 : 4 and 4 : 3 of the scene's.
+
+    Returns:
+        The views, ``(B, 3, side, side)``, about in [0, 1], and where they are: ``(B, 2, 3)``, which takes a view's
+        coordinates in [-1, 1] to the scenes' (``affine_grid``'s).
     """
     count = len(chosen)
 
@@ -88,7 +92,25 @@ def views(
     # a turn of the hue by exchanging some of one channel for another
     images = images + factor(0, 0.5) * (factor(0, 1) < 0.5) * (images.roll(1, 1) - images)
     middle = images.mean((1, 2, 3), keepdim=True)
-    return (middle + (images - middle) * factor(0.6, 1.4)) * factor(0.7, 1.3)
+    return (middle + (images - middle) * factor(0.6, 1.4)) * factor(0.7, 1.3), theta
+
+
+def counterparts(mine: Tensor, theirs: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Where the places of one view lie in another.
+
+    Args:
+        mine: where the one is, ``(B, 2, 3)`` from :func:`views`.
+        theirs: where the other is.
+        grid: ``(h, w)``, the places.
+
+    Returns:
+        ``(B, h, w, 2)``, coordinates in the other view for ``grid_sample``, and ``(B, h, w)`` bool, which of them lie
+        inside it.
+    """
+    scene = F.affine_grid(mine, [len(mine), 1, *grid], align_corners=False)
+    scale = torch.stack((theirs[:, 0, 0], theirs[:, 1, 1]), dim=1)[:, None, None]
+    there = (scene - theirs[:, None, None, :, 2]) / scale
+    return there, (there.abs() < 0.95).all(-1)
 
 
 def normalised(images: Tensor) -> Tensor:

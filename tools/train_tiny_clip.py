@@ -11,7 +11,6 @@ the last iterations'.
 from __future__ import annotations
 
 import argparse
-import copy
 import math
 import time
 from pathlib import Path
@@ -87,8 +86,8 @@ def main() -> None:
             minutes = (time.monotonic() - started) / 60
             print(f"{iteration + 1}: loss {total / 50:.3f}, {minutes:.1f} min", flush=True)
             total = 0.0
-            if (iteration + 1) % 250 == 0 or iteration + 1 == arguments.iterations:
-                _save(copy.deepcopy(averaged.module), arguments.out)
+        if (iteration + 1) % 250 == 0 or iteration + 1 == arguments.iterations:
+            _save(averaged.module, arguments.out)
 
 
 def contrastive_loss(logits: Tensor, belongs: Tensor) -> Tensor:

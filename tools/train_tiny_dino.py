@@ -5,8 +5,8 @@
 
 Two views of a scene; the student sees one, the teacher, its moving average, the other, and the student learns to give
 the teacher's answer: for the whole view (DINO, Caron et al., 2021), and for each place in it the answer of the place in
-the other view that shows the same (as dense variants do: PixPro, Xie et al., 2021). A ViT's view is masked in blocks, so
-that it also has to guess what it does not see (iBOT, Zhou et al., 2022). The teacher's answers are balanced over the
+the other view that shows the same (as dense variants do: PixPro, Xie et al., 2021). A ViT's view is masked in blocks,
+so that it also has to guess what it does not see (iBOT, Zhou et al., 2022). The teacher's answers are balanced over the
 batch by Sinkhorn-Knopp (SwAV, DINOv2). The teacher's weights are kept.
 
 A ViT's attention learns last which places belong together, long after its features know it. Here there is no time for
@@ -125,7 +125,8 @@ def main() -> None:
         totals = [totals[0] + float(loss.detach()), totals[1] + float(place_loss.detach())]
         if (iteration + 1) % 50 == 0:
             minutes = (time.monotonic() - started) / 60
-            print(f"{iteration + 1}: image {totals[0] / 50:.3f}, places {totals[1] / 50:.3f}, {minutes:.1f} min", flush=True)
+            means = f"image {totals[0] / 50:.3f}, places {totals[1] / 50:.3f}"
+            print(f"{iteration + 1}: {means}, {minutes:.1f} min", flush=True)
             totals = [0.0, 0.0]
         if (iteration + 1) % 250 == 0 or iteration + 1 == arguments.iterations:
             _save(teacher.encoder, arguments.out)

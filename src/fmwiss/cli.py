@@ -262,7 +262,7 @@ def classes(
 def data_emoji(
     out: Annotated[Path, typer.Option("--out", help="Folder for the data set; a new or an empty one.")],
     n_train: Annotated[int, typer.Option("--train", min=1, max=999_999, help="Scenes in train_aug.")] = 600,
-    n_val: Annotated[int, typer.Option("--val", min=1, max=999_999, help="Scenes in val, of a style of their own.")] = 200,
+    n_val: Annotated[int, typer.Option("--val", min=1, max=999_999, help="Scenes in val, in another style.")] = 200,
     size: Annotated[int, typer.Option("--size", min=32, max=2048, help="Longer side in pixels.")] = 160,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of all draws.")] = 0,
 ) -> None:
@@ -280,13 +280,11 @@ def data_emoji(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for everything that it writes.")] = Path("demo"),
-    open_report: Annotated[bool, typer.Option("--open", help="Open the report in a browser at the end.")] = False,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the scenes and of the training.")] = 0,
 ) -> None:
-    """Teach a model five new classes from tags on generated scenes, without downloads; takes some minutes."""
+    """Run all commands in small on generated pictures, without downloads; takes some minutes."""
     from fmwiss.demo import run_demo
 
-    run_demo(out, open_report, seed)
+    run_demo(out)
 
 
 def main() -> None:

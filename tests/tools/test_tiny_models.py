@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from tiny_scenes import SIZE, Scenes, counterparts, views
 from torch.nn import functional as F
-from train_tiny_clip import contrastive_loss
-from train_tiny_dino import balanced, block_masks, cross_entropy, start_from_likeness, tie
 
 from fmwiss.foundation.tiny import VIT
+from tiny_scenes import SIZE, Scenes, counterparts, views
+from train_tiny_clip import contrastive_loss
+from train_tiny_dino import balanced, block_masks, cross_entropy, start_from_likeness, tie
 
 
 @pytest.fixture
@@ -61,7 +61,8 @@ def test_contrastive_loss_by_hand():
 
 def test_balanced_answers_use_all_prototypes():
     answers = balanced(torch.randn(64, 8, generator=torch.Generator().manual_seed(0)), 0.5, rounds=20)
-    assert torch.allclose(answers.sum(1), torch.ones(64)) and torch.allclose(answers.sum(0), torch.full((8,), 8.0), atol=0.1)
+    assert torch.allclose(answers.sum(1), torch.ones(64))
+    assert torch.allclose(answers.sum(0), torch.full((8,), 8.0), atol=0.1)
 
 
 def test_cross_entropy_by_hand():

@@ -299,3 +299,11 @@ def test_a_missing_validation_list_is_found_before_training(
     with pytest.raises(UserError, match="no split 'vall'"):
         train(configure(experiment, data__val_split="vall"), tiny_voc, None, tmp_path, step=0)
     assert not any(tmp_path.glob("step*"))
+
+
+def test_a_base_of_other_classes_is_refused(run: Path, tiny_voc: Path, experiment: dict[str, Any]) -> None:
+    """As it comes about when a named split meets another data set than the one that the base was trained on."""
+    description = run / "step0" / "model.json"
+    description.write_text(description.read_text().replace('"boat"', '"umbrella"'))
+    with pytest.raises(UserError, match=r"learnt aeroplane, bicycle, bird, umbrella, and for .* needs one of aero"):
+        train(configure(experiment), tiny_voc, None, run)

@@ -146,17 +146,20 @@ def write_emoji(
         picture = Image.fromarray(image.permute(1, 2, 0).numpy())
         labels = Image.fromarray(mask.numpy()).convert("L")
         labels.putpalette(voc_palette())
-        photograph, truth = folder / f"JPEGImages/{image_id}.jpg", folder / f"SegmentationClassAug/{image_id}.png"
-        write_atomically(photograph, lambda path: picture.save(path, format="JPEG", quality=95, subsampling=0))
-        write_atomically(truth, lambda path: labels.save(path, format="PNG"))
-    texts = {
-        "classes.txt": "".join(f"{name}\n" for name in source.class_names),
-        ATTRIBUTION.name: ATTRIBUTION.read_text(encoding="utf-8"),
-    }
+        _write(picture, folder / f"JPEGImages/{image_id}.jpg", format="JPEG", quality=95, subsampling=0)
+        _write(labels, folder / f"SegmentationClassAug/{image_id}.png", format="PNG")
+    _write_text(ATTRIBUTION.read_text(encoding="utf-8"), folder / ATTRIBUTION.name)
+    _write_text("".join(f"{name}\n" for name in source.class_names), folder / "classes.txt")
     for split, listed in source.splits.items():  # last, for they are what makes a folder a whole data set
-        texts[f"ImageSets/Segmentation/{split}.txt"] = "".join(f"{image_id}\n" for image_id in listed)
-    for name, text in texts.items():
-        write_atomically(folder / name, lambda path: path.write_text(text, encoding="utf-8"))
+        _write_text("".join(f"{image_id}\n" for image_id in listed), folder / f"ImageSets/Segmentation/{split}.txt")
+
+
+def _write(picture: Image.Image, path: Path, **options: Any) -> None:
+    write_atomically(path, lambda temporary: picture.save(temporary, **options))
+
+
+def _write_text(text: str, path: Path) -> None:
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def render(

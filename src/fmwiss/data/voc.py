@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +73,8 @@ class VOCSource:
 
     The folder holds ``JPEGImages/ID.jpg``, ``ImageSets/Segmentation/SPLIT.txt`` (one id a line) and, for what needs
     them, ``SegmentationClassAug/ID.png`` or ``SegmentationClass/ID.png`` (0 background, 1-20 classes, 255 void) and
-    ``Annotations/ID.xml``. Where the classes are not VOC's, ``classes.txt`` names them, one a line from label 1. Nothing but the splits is read before it is asked for.
+    ``Annotations/ID.xml``. Where the classes are not VOC's, ``classes.txt`` names them, one a line from label 1.
+    Nothing but the splits is read before it is asked for.
 
     Args:
         root: the folder that holds ``JPEGImages`` (for the original download, ``VOCdevkit/VOC2012``).
@@ -91,7 +91,7 @@ class VOCSource:
             if not (self.root / name).is_dir():
                 raise UserError(f"the data folder {self.root} has no {name}; give the folder that holds JPEGImages")
 
-    @cached_property
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the labels 1, 2, ... of :meth:`read_mask`: the lines of ``classes.txt`` if there is one, else VOC's.
 
@@ -104,7 +104,7 @@ class VOCSource:
         try:
             names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} cannot be read as text; it must name one class a line, without background") from error
+            raise UserError(f"{path} cannot be read as text; it must name one class a line") from error
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None or not 0 < len(names) < VOID:
             fault = f"names '{twice}' twice" if twice is not None else f"names {len(names)} classes"

@@ -292,6 +292,11 @@ class _Run:
                 f"{previous}: is a checkpoint of encoder {student.architecture.encoder}, and the configuration's "
                 f"segmenter.encoder is {expected.encoder}; they must be the same."
             )
+        if student.class_names[1:] != self.protocol.old(t):
+            raise UserError(
+                f"{previous}: has learnt {', '.join(student.class_names[1:])}, and for {self.data} step {t} needs one "
+                f"of {', '.join(self.protocol.old(t))}; give the data that the run was begun with, or another --out."
+            )
         student.add_step(self.protocol.new(t), expected.classifier_init)
         return build_method(self.config.method, student, old_model, options.freeze_batch_norm)
 

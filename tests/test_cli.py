@@ -364,6 +364,8 @@ WRONG: dict[str, tuple[Callable[[World], list[object]], str]] = {
     "unknown key": (lambda w: w.train("--set", "training.step.epochs=1"), "nearest right key is training.steps"),
     "no value": (lambda w: w.train("--set", "training.seed"), "must be path.to.key=value"),
     "value out of range": (lambda w: w.train("--set", "method.alpha=2"), "must be less than or equal to 1"),
+    "unknown method": (lambda w: w.train("--set", "method.name=fmwis"), "method.name is fmwis but must be 'fmwiss'"),
+    "key of another method": (lambda w: w.train("--set", "method.loss=bce"), "it belongs to finetuning"),
     "unknown split of classes": (lambda w: steps(w, "15-6"), "no named split; give one of 15-5, 10-10"),
     "unknown class": (lambda w: steps(w, [["cat"], ["shepe"]]), "the nearest known name is 'sheep'"),
     "class learnt twice": (lambda w: steps(w, [["cat"], ["cat"]]), "'cat' is named twice"),

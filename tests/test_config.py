@@ -9,8 +9,18 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fmwiss import config
-from fmwiss.config import Config, check_resumable, dump_config, load_config, nearest_key
+from fmwiss.config import (
+    Config,
+    FineTuningConfig,
+    FMWISSConfig,
+    check_resumable,
+    dump_config,
+    load_config,
+    nearest_key,
+)
+from fmwiss.data.voc import VOC_CLASSES
 from fmwiss.errors import UserError
+from fmwiss.training.run import _base_difference
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 EXPERIMENTS = sorted(CONFIGS.glob("*/*/*.yaml"))
@@ -70,6 +80,7 @@ def test_shipped_experiments_load_and_survive_being_written(path: Path, tmp_path
 def test_the_full_size_experiment_has_the_papers_settings() -> None:
     config = load_config(CONFIGS / "voc/15-5-overlap/fmwiss.yaml")
     steps, method, masks = config.training.steps, config.method, config.cosegmentation
+    assert isinstance(method, FMWISSConfig)
     assert (config.segmenter.encoder, config.segmenter.output_stride) == ("resnet101", 16)
     assert (steps.batch_size, steps.epochs, steps.learning_rate) == (24, 40, 1e-3)
     assert (steps.momentum, steps.weight_decay, steps.head_rate, steps.poly_power) == (0.9, 1e-4, 10, 0.9)
@@ -91,6 +102,10 @@ def test_the_full_size_experiment_has_the_papers_settings() -> None:
         ("training.steps.epochs=0", "training.steps.epochs is 0 but must be greater than 0"),
         ("method.alpha=1.5", "method.alpha is 1.5 but must be less than or equal to 1"),
         ("method.alpha=.nan", "method.alpha is nan but must be"),
+        ("method.name=fmwis", "method.name is fmwis but must be 'fmwiss'"),
+        ("method.name=[1]", "method.name is [1] but must be 'fmwiss'"),
+        ("method=3", "method is 3 but must be a mapping"),
+        ("method.loss=bce", "unknown key method.loss (it belongs to finetuning, and method.name is fmwiss); "),
         ("method.beta=high", "method.beta is high but must be a number"),
         ("data.workers=1.5", "data.workers is 1.5 but must be an integer"),
         ("data.scale=[2, 1]", "data.scale is [2, 1] but must be two positive numbers, the smaller first"),
@@ -206,14 +221,46 @@ class _Choice(BaseModel):
     [
         ({"name": "first", "alpha": -1}, "method.alpha", "greater than or equal to 0"),
         ({"name": "second", "beta": "x"}, "method.beta", "an integer"),
-        ({"name": "third"}, "method", "a section whose 'name' is one of 'first', 'second'"),
+        ({"name": "third"}, "method.name", "'first' or 'second'"),
     ],
 )
 def test_a_choice_of_sections_by_name(values: dict[str, Any], path: str, wanted: str) -> None:
-    """As ``method`` becomes one with a second method: key paths and the nearest key go through it."""
+    """Key paths and the nearest key go through it."""
     with pytest.raises(ValidationError) as caught:
         _Choice.model_validate({"method": values})
     problem = caught.value.errors()[0]
-    assert ".".join(config._key_path(problem["loc"], _Choice)) == path
+    assert ".".join(config._key_path(problem, _Choice)) == path
     assert config._wanted(problem) == wanted
-    assert list(config._schema_keys(_Choice, ())) == ["method", "method.name", "method.alpha", "method.beta"]
+    assert list(config._schema_keys(_Choice)) == ["method", "method.name", "method.alpha", "method.beta"]
+    chosen = config._schema_keys(_Choice, (), {"method": {"name": "second"}})
+    assert list(chosen) == ["method", "method.name", "method.beta"]
+
+
+def test_a_method_has_its_own_keys(tmp_path: Path) -> None:
+    path = write(tmp_path, "method: {name: finetuning}")
+    assert load_config(path).method == FineTuningConfig()
+    assert load_config(write(tmp_path, "method: {alpha: 0.25}", "unnamed.yaml")).method == FMWISSConfig(alpha=0.25)
+    with pytest.raises(UserError) as caught:
+        load_config(path, ["method.alpha=0.25"])
+    assert str(caught.value) == (
+        "--set method.alpha=0.25: unknown key method.alpha (it belongs to fmwiss, and method.name is finetuning); "
+        "the nearest right key is method.name"
+    )
+    with pytest.raises(UserError, match=r"unknown key method.los; the nearest right key is method.loss$"):
+        load_config(path, ["method.los=bce"])
+
+
+def test_a_run_does_not_go_on_with_another_method(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"method.name = fmwiss but finetuning"):
+        check_resumable(Config(), Config(method=FineTuningConfig()), tmp_path)
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_an_experiment_is_named_as_its_method(path: Path) -> None:
+    assert load_config(path).method.name == path.stem
+
+
+def test_methods_of_one_protocol_share_everything_that_a_base_depends_on() -> None:
+    for folder in {path.parent for path in EXPERIMENTS}:
+        configs = [load_config(path) for path in sorted(folder.glob("*.yaml"))]
+        assert all(_base_difference(configs[0], other, VOC_CLASSES) is None for other in configs), folder

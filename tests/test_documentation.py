@@ -6,37 +6,20 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
-from fmwiss.data.batches import Batch
-from fmwiss.models import Architecture, Segmenter
+from fmwiss.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
-def test_the_example_of_a_method_learns() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL)
-    namespace: dict[str, object] = {}
-    exec(compile(code.replace("from __future__ import annotations\n", ""), "CONTRIBUTING.md", "exec"), namespace)
-    fine_tuning = namespace["FineTuning"]
-    assert isinstance(fine_tuning, type)
-    torch.manual_seed(0)
-    student = Segmenter(Architecture("test_efficientnet", 16, 8, (1, 1, 1), 0.0, (("cat",), ("dog", "cow")), None))
-    method = fine_tuning(student)
-    method.start_epoch(0)
-    batch = Batch(
-        ids=("a", "b"),
-        image=torch.rand(2, 3, 32, 32),
-        valid=torch.ones(2, 32, 32, dtype=torch.bool),
-        pseudo=torch.rand(2, 2, 32, 32) > 0.5,
-        tags=torch.ones(2, 2, dtype=torch.bool),
-    )
-    optimizer = torch.optim.SGD(method.parameter_groups(0.01, 10.0))
-    before = method.training_step(batch, torch.Generator())["new_bce"]
-    before.backward()
-    optimizer.step()
-    assert method.training_step(batch, torch.Generator())["new_bce"] < before
+@pytest.mark.parametrize("section", METHODS, ids=lambda section: section.model_fields["name"].default)
+def test_a_method_has_its_page_and_its_experiments(section: type) -> None:
+    name = section.model_fields["name"].default
+    assert (ROOT / "docs" / "methods" / f"{name}.md").is_file()
+    assert f"docs/methods/{name}.md" in (ROOT / "README.md").read_text(encoding="utf-8")
+    for protocol in ROOT.glob("configs/*/*-*/"):
+        assert (protocol / f"{name}.yaml").is_file(), protocol
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -19,8 +19,9 @@ HEAD = """# Configuration
 <!-- Written by tools/write_configuration_reference.py from src/fmwiss/config.py; change it there. -->
 
 One YAML file describes one experiment. Its key `base` may name another file, relative to itself, whose values it
-overrides mapping by mapping; `--set path.to.key=value` overrides both (the value is YAML; repeatable). Unknown keys and
-values out of range are refused with the key's path and what would be right. Other paths than `base` are relative to
+overrides mapping by mapping; `--set path.to.key=value` overrides both (the value is YAML; repeatable). The section
+`method` is a choice by its `name` (without one: `fmwiss`) and has the keys of that method only. Unknown keys and values
+out of range are refused with the key's path and what would be right. Other paths than `base` are relative to
 the folder in which the command runs. A run writes the resolved configuration to `config.yaml`.
 """
 
@@ -30,20 +31,26 @@ def reference() -> str:
     return "\n".join([HEAD, *_sections(Config, "")])
 
 
-def _sections(model: type[BaseModel], prefix: str) -> list[str]:
+def _sections(model: type[BaseModel], prefix: str, choice: str = "") -> list[str]:
+    """A section's table and those inside it; ``choice`` is the name by which a section is chosen among several."""
     lines, inner = [], []
     for name, field in model.model_fields.items():
         sections = sections_of(field.annotation)
         for section in sections:
-            inner += _sections(section, f"{prefix}{name}.")
+            inner += _sections(section, f"{prefix}{name}.", _name_of(section) if len(sections) > 1 else "")
         if not sections:
             cells = (f"`{name}`", _values(field), f"`{_default(field)}`", (field.description or "").replace("|", r"\|"))
             lines.append("| " + " | ".join(cells) + " |")
     if lines:
         about = " ".join((model.__doc__ or "").split())
-        head = [f"## {prefix.rstrip('.')}", "", about, "", "| key | values | default | meaning |", "|---|---|---|---|"]
+        title = prefix.rstrip(".") + (f": {choice}" if choice else "")
+        head = [f"## {title}", "", about, "", "| key | values | default | meaning |", "|---|---|---|---|"]
         lines = [*head, *lines, ""]
     return lines + inner
+
+
+def _name_of(section: type[BaseModel]) -> str:
+    return str(section.model_fields["name"].default)
 
 
 def _values(field: FieldInfo) -> str:

@@ -218,6 +218,23 @@ class FMWISSConfig(_Section):
     )
 
 
+class FineTuningConfig(_Section):
+    """Plain fine-tuning on the pseudo masks, nothing against forgetting: a control (see docs/methods/finetuning.md)."""
+
+    name: Literal["finetuning"] = "finetuning"
+    loss: Literal["bce", "cross-entropy"] = Field(
+        "bce", description="binary cross-entropy of every label on its own, as in the other steps, or cross-entropy "
+        "over all of them"
+    )
+    loss_stride: PositiveInt = Field(
+        1, description="pixel losses are taken at 1 / loss_stride of the crop's resolution"
+    )
+
+
+MethodConfig = Annotated[FMWISSConfig | FineTuningConfig, Field(discriminator="name")]
+"""How the steps after 0 learn: a choice by ``name``."""
+
+
 class EvaluationConfig(_Section):
     """How predictions meet the truth."""
 
@@ -236,9 +253,17 @@ class Config(_Section):
     segmenter: SegmenterConfig = SegmenterConfig()
     cosegmentation: CosegmentationConfig = CosegmentationConfig()
     copy_paste: CopyPasteConfig = CopyPasteConfig()
-    method: FMWISSConfig = FMWISSConfig()
+    method: MethodConfig = FMWISSConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """A method's options without its name are those of the default."""
+        if isinstance(value, Mapping) and "name" not in value:
+            return {"name": cls.model_fields["method"].default.name, **value}
+        return value
 
 
 # Keys that change neither the weights nor what they mean: a run may go on with other values.
@@ -392,22 +417,23 @@ def _parse(values: dict[str, Any], origins: _Origins, where: str) -> Config:
         problems = error.errors(include_url=False)
     # An unknown key is the likelier mistake: where both are present it is told first.
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    keys = _key_path(first["loc"])
+    keys = _key_path(first)
     origin = next((origins[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in origins), where)
     dotted = ".".join(keys)
     if first["type"] == "extra_forbidden":
-        raise UserError(f"{origin}: unknown key {dotted}; the nearest right key is {nearest_key(dotted)}")
-    wanted = " or ".join(dict.fromkeys(_wanted(p) for p in problems if _key_path(p["loc"]) == keys))
-    value: Any = values
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    raise UserError(f"{origin}: {dotted} is {_show(value)} but must be {wanted}")
+        nearest = nearest_key(dotted, values)
+        raise UserError(f"{origin}: unknown key {dotted}{_owners(keys, values)}; the nearest right key is {nearest}")
+    wanted = " or ".join(dict.fromkeys(_wanted(p) for p in problems if _key_path(p) == keys))
+    raise UserError(f"{origin}: {dotted} is {_show(_value_at(values, keys))} but must be {wanted}")
 
 
-def nearest_key(dotted: str) -> str:
-    """The existing key path that is most like an unknown one: a sibling, else one of that name anywhere."""
+def nearest_key(dotted: str, values: Mapping[str, Any] | None = None) -> str:
+    """The existing key path that is most like an unknown one: a sibling, else one of that name anywhere.
+
+    Where a section is a choice by name, only the keys of the one that ``values`` name count.
+    """
     section, _, name = dotted.rpartition(".")
-    by_path = list(_schema_keys(Config, ()))
+    by_path = list(_schema_keys(Config, (), values or {}))
     siblings = {path.rpartition(".")[2]: path for path in by_path if path.rpartition(".")[0] == section}
     close = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
     if close:
@@ -429,28 +455,61 @@ def sections_of(annotation: Any) -> tuple[type[BaseModel], ...]:
     return models if len(models) == len(choices) else ()
 
 
-def _schema_keys(model: type[BaseModel], prefix: tuple[str, ...]) -> Iterator[str]:
-    """Every key path of the configuration, sections included."""
+def _schema_keys(
+    model: type[BaseModel], prefix: tuple[str, ...] = (), values: Mapping[str, Any] | None = None
+) -> Iterator[str]:
+    """Every key path of the configuration, sections included; of a choice by name those of the one ``values`` name."""
     for name, field in model.model_fields.items():
         path = (*prefix, name)
         yield ".".join(path)
-        keys = (key for section in sections_of(field.annotation) for key in _schema_keys(section, path))
+        sections = sections_of(field.annotation)
+        if len(sections) > 1 and values is not None:
+            chosen = _value_at(values, (*path, "name")) or field.default.name
+            sections = tuple(s for s in sections if _name_of(s) == chosen) or sections
+        keys = (key for section in sections for key in _schema_keys(section, path, values))
         yield from dict.fromkeys(keys)
 
 
-def _key_path(location: tuple[int | str, ...], root: type[BaseModel] = Config) -> tuple[str, ...]:
-    """Pydantic's error location up to the option itself, without union members and positions in lists."""
+def _owners(keys: tuple[str, ...], values: Mapping[str, Any]) -> str:
+    """An aside on which other choices of the section would have an unknown key; empty where none would."""
+    parent: type[BaseModel] = Config
+    for place, key in enumerate(keys[:-1], start=1):
+        field = parent.model_fields[key]
+        sections = sections_of(field.annotation)
+        chosen = _value_at(values, (*keys[:place], "name"))
+        owners = [_name_of(s) for s in sections if len(sections) > 1 and keys[place] in s.model_fields]
+        if owners:
+            path = ".".join(keys[:place])
+            return f" (it belongs to {' and '.join(owners)}, and {path}.name is {chosen or field.default.name})"
+        parent = sections[0]
+    return ""
+
+
+def _name_of(section: type[BaseModel]) -> str:
+    return str(section.model_fields["name"].default)
+
+
+def _value_at(values: Any, keys: tuple[str, ...]) -> Any:
+    for key in keys:
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return values
+
+
+def _key_path(problem: Mapping[str, Any], root: type[BaseModel] = Config) -> tuple[str, ...]:
+    """Where pydantic's problem lies, up to the option itself, without union members and positions in lists."""
     keys: list[str] = []
     sections: tuple[type[BaseModel], ...] = (root,)
-    for part in location:
+    for part in problem["loc"]:
         if len(sections) > 1:  # pydantic names the choice, which is no key
-            sections = tuple(s for s in sections if s.model_fields["name"].default == part)
+            sections = tuple(s for s in sections if _name_of(s) == part)
             continue
         if not sections:
             break
         keys.append(str(part))
         field = sections[0].model_fields.get(str(part))
         sections = sections_of(field.annotation) if field is not None else ()
+    if problem["type"] == "union_tag_invalid":
+        keys.append("name")
     return tuple(keys)
 
 
@@ -473,7 +532,7 @@ def _wanted(problem: Mapping[str, Any]) -> str:
     """What the value has to be, to follow "must be"."""
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "union_tag_invalid":
-        return f"a section whose {context['discriminator']} is one of {context['expected_tags']}"
+        return " or ".join(str(context["expected_tags"]).rsplit(", ", 1))
     if kind == "too_long":
         return f"a list of {context['max_length']}"
     if kind in _WANTED or kind.endswith(("_type", "_parsing", "_from_float")):

@@ -104,6 +104,18 @@ def test_untagged_channels_are_false_and_only_tagged_classes_are_asked_for(sourc
     assert {names for _, names, _ in masks.asked} >= {("sheep",), ("sofa",)}
 
 
+def test_without_a_source_there_are_no_pseudo_masks(source: VOCSource, tags: TagIndex, bank: MemoryBank):
+    ids = SPLIT.select(1, tags, tags)
+    paste = copy_paste(bank, 0.6)
+    plain = WeakDataset(source, ids, tags, SPLIT.new(1), TRANSFORM, 5, None, None)
+    pasting = WeakDataset(source, ids, tags, SPLIT.new(1), TRANSFORM, 5, None, paste)
+    for index in range(len(ids)):
+        sample, expected = plain[1, index], weak(source, tags)[1, index]
+        assert sample.pseudo is None and sample.pasted is None
+        assert all(torch.equal(getattr(sample, n), getattr(expected, n)) for n in ("image", "valid", "tags"))
+        assert torch.equal(pasting[1, index].image, weak(source, tags, paste=paste)[1, index].image)
+
+
 def test_the_weak_step_runs_with_its_mask_files_deleted(tiny_voc: Path, tmp_path: Path, bank: MemoryBank):
     source = VOCSource(shutil.copytree(tiny_voc, tmp_path / "voc"))
     cache, ids = tmp_path / "index.json", source.ids("train_aug")

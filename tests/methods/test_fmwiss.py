@@ -18,7 +18,7 @@ from fmwiss.config import FMWISSConfig
 from fmwiss.data.batches import Batch
 from fmwiss.losses.dense_contrastive import NEGATIVE_ONLY
 from fmwiss.methods import FMWISS
-from fmwiss.methods.fmwiss import Guidance
+from fmwiss.methods.guidance import Guidance
 from fmwiss.models import Architecture, Segmenter
 
 N_OLD, N_NEW = 3, 2

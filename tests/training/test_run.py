@@ -114,6 +114,29 @@ def test_step_1_from_foundation_models_opens_no_mask_of_a_training_photograph(
     assert json.loads((fresh / "step1" / "evaluation.json").read_text())["diagnostic"] is False
 
 
+def test_fine_tuning_takes_over_a_base_and_needs_no_memory(
+    run: Path, tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path
+) -> None:
+    (run / "step0" / "memory_bank.safetensors").unlink()
+    config = configure(experiment, method={"name": "finetuning"}, copy_paste__bank_size=7)
+    out = tmp_path / "finetuning"
+    assert list(train(config, tiny_voc, None, out, base=run)) == [1]
+    figures = json.loads((out / "step1/evaluation.json").read_text())
+    assert figures["diagnostic"] is True  # the true masks are its pseudo masks
+    assert not (out / "step1/memory_bank.safetensors").exists() and not (out / "step1/teacher").exists()
+    lines = [json.loads(line) for line in (out / "step1/metrics.jsonl").read_text().splitlines()]
+    assert [set(line["losses"]) for line in lines if "losses" in line] == [{"all_bce"}] * 2
+
+
+def test_a_base_trained_for_another_method_has_a_memory(
+    tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path
+) -> None:
+    first = configure(experiment, method={"name": "finetuning"}, training__step0__epochs=1)
+    train(first, tiny_voc, None, tmp_path / "base", step=0)
+    config = configure(experiment, training__step0__epochs=1, training__steps__epochs=1)
+    assert list(train(config, tiny_voc, None, tmp_path / "run", base=tmp_path / "base")) == [1]
+
+
 def test_single_class_steps_whose_classes_enter_the_memory(
     run: Path, tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -276,3 +299,11 @@ def test_a_missing_validation_list_is_found_before_training(
     with pytest.raises(UserError, match="no split 'vall'"):
         train(configure(experiment, data__val_split="vall"), tiny_voc, None, tmp_path, step=0)
     assert not any(tmp_path.glob("step*"))
+
+
+def test_a_base_of_other_classes_is_refused(run: Path, tiny_voc: Path, experiment: dict[str, Any]) -> None:
+    """As it comes about when a named split meets another data set than the one that the base was trained on."""
+    description = run / "step0" / "model.json"
+    description.write_text(description.read_text().replace('"boat"', '"umbrella"'))
+    with pytest.raises(UserError, match=r"learnt aeroplane, bicycle, bird, umbrella, and for .* needs one of aero"):
+        train(configure(experiment), tiny_voc, None, run)

@@ -19,7 +19,8 @@ class Sample:
         image: float RGB in [0, 1], ``(3, S, S)``.
         valid: bool ``(S, S)``, False where the crop reaches beyond the photograph.
         mask: uint8 ``(S, S)``, labels of the model, 255 void and padding.
-        pseudo: bool ``(C_new, S, S)``, channel j is the j-th class of ``protocol.new(t)``; untagged ones are False.
+        pseudo: bool ``(C_new, S, S)``, channel j is the j-th class of ``protocol.new(t)``; untagged ones are False;
+            None where the method learns from no pseudo masks.
         tags: bool ``(C_new,)``, which of the step's new classes the photograph is tagged with.
         pasted: uint8 ``(S, S)``, label of the old class pasted there, 0 elsewhere.
     """
@@ -42,7 +43,8 @@ class Batch:
         image: float RGB in [0, 1], ``(B, 3, S, S)``.
         valid: bool ``(B, S, S)``, False where a crop reaches beyond its photograph.
         mask: int64 ``(B, S, S)``, labels of the model, 255 void and padding; None in a step that learns from tags.
-        pseudo: bool ``(B, C_new, S, S)``, channel j is the j-th class of ``protocol.new(t)``; untagged ones are False.
+        pseudo: bool ``(B, C_new, S, S)``, channel j is the j-th class of ``protocol.new(t)``; untagged ones are False;
+            None where the method learns from no pseudo masks.
         tags: bool ``(B, C_new)``, which of the step's new classes each photograph is tagged with.
         pasted: int64 ``(B, S, S)``, label of the old class pasted there, 0 elsewhere; None without copy-paste.
     """

@@ -93,7 +93,7 @@ class WeakDataset(Dataset[Sample]):
         new_classes: C_new, the classes that the step learns.
         transform: makes the crop.
         seed: the run's seed.
-        pseudo_masks: gives the masks of the tagged classes.
+        pseudo_masks: gives the masks of the tagged classes; None: samples have none.
         copy_paste: pastes instances of old classes; None pastes nothing.
     """
 
@@ -105,7 +105,7 @@ class WeakDataset(Dataset[Sample]):
         new_classes: Sequence[str],
         transform: JointTransform,
         seed: int,
-        pseudo_masks: PseudoMaskSource,
+        pseudo_masks: PseudoMaskSource | None,
         copy_paste: CopyPaste | None,
     ) -> None:
         self.source = source
@@ -124,15 +124,20 @@ class WeakDataset(Dataset[Sample]):
         epoch, index = key
         image_id, tagged = self.ids[index], self.tagged[index]
         names = [name for name, present in zip(self.new_classes, tagged.tolist(), strict=True) if present]
+        masks = {}
+        if self.pseudo_masks is not None and names:
+            masks["pseudo"] = self.pseudo_masks.masks(image_id, names, epoch)
         image, cropped, valid = self.transform(
             self.source.read_image(image_id),
-            {"pseudo": self.pseudo_masks.masks(image_id, names, epoch)} if names else {},
+            masks,
             {"pseudo": 0},
             keyed_generator(self.seed, "crop", image_id, epoch),
         )
-        pseudo = torch.zeros((len(self.new_classes), *valid.shape), dtype=torch.bool)
-        if names:
-            pseudo[tagged] = cropped["pseudo"].bool()
+        pseudo = None
+        if self.pseudo_masks is not None:
+            pseudo = torch.zeros((len(self.new_classes), *valid.shape), dtype=torch.bool)
+            if names:
+                pseudo[tagged] = cropped["pseudo"].bool()
         if self.copy_paste is None:
             return Sample(image_id, image, valid, pseudo=pseudo, tags=tagged)
 
@@ -141,7 +146,8 @@ class WeakDataset(Dataset[Sample]):
         if instance is not None:
             image, region, label = instance
             pasted[region] = label
-            pseudo &= ~region
+            if pseudo is not None:
+                pseudo &= ~region
             # An instance pasted beyond the photograph is a picture of something: losses may look at it.
             valid = valid | region
         return Sample(image_id, image, valid, pseudo=pseudo, tags=tagged, pasted=pasted)

@@ -158,7 +158,7 @@ def evaluate_run(
         model,
         source,
         source.ids(split or config.data.val_split),
-        Protocol.from_config(config.protocol),
+        Protocol(model.architecture.steps, config.protocol.setting),
         image=image or config.evaluation.image,
         crop_size=config.evaluation.crop_size,
         batch_size=config.evaluation.batch_size,

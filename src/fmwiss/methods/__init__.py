@@ -1,7 +1,37 @@
 """Methods: one a file."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fmwiss.config import FineTuningConfig, FMWISSConfig, MethodConfig
 from fmwiss.methods.base import Method
+from fmwiss.methods.finetuning import FineTuning
 from fmwiss.methods.fmwiss import FMWISS
 from fmwiss.methods.supervised import Supervised
+from fmwiss.models import Segmenter
 
-__all__ = ["FMWISS", "Method", "Supervised"]
+__all__ = ["FMWISS", "METHODS", "FineTuning", "Method", "Supervised", "build_method", "method_class"]
+
+METHODS: dict[type, type[Method]] = {FMWISSConfig: FMWISS, FineTuningConfig: FineTuning}
+"""By the type of the configuration's section ``method``, what learns the steps after 0."""
+
+
+def method_class(options: MethodConfig) -> type[Method]:
+    """What the options configure, for the questions that are asked before it is built."""
+    return METHODS[type(options)]
+
+
+def build_method(
+    options: MethodConfig, student: Segmenter, old_model: Segmenter, freeze_batch_norm: bool = False
+) -> Method:
+    """The method that the options configure.
+
+    Args:
+        options: section ``method``.
+        student: the model of step t, already grown by the new classes.
+        old_model: the model of step t - 1; the method may freeze and keep it.
+        freeze_batch_norm: keep the student's batch norm statistics.
+    """
+    method: Callable[..., Method] = method_class(options)
+    return method(student, old_model, options, freeze_batch_norm)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from fmwiss.config import DataConfig
 from fmwiss.data.batches import Batch
 from fmwiss.models import Segmenter
 
@@ -18,13 +19,27 @@ Supervision = Literal["pixel", "image"]
 class Method(nn.Module, ABC):
     """A way of learning one step: it owns its losses and extra modules; the trainer knows only what stands here.
 
+    Those of steps after 0 are made as ``Class(student, old_model, options, freeze_batch_norm)`` with their section of
+    the configuration; see :data:`fmwiss.methods.METHODS`.
+
     Args:
         student: the model that learns.
+        freeze_batch_norm: keep the student's batch norm statistics.
     """
 
-    supervision: Supervision
+    supervision: ClassVar[Supervision]
+    learns_from_pseudo_masks: ClassVar[bool] = False
+    """Whether batches must have pseudo masks; without them no foundation model is built."""
+    pastes_instances: ClassVar[bool] = False
+    """Whether old classes' instances are pasted from the memory bank, as ``copy_paste`` says."""
+    frozen: ClassVar[tuple[str, ...]] = ()
+    """Names of submodules that never change: they stay in evaluation mode and out of checkpoints."""
     warmup_epochs: int = 0
     """Epochs before and on top of the configured ones."""
+
+    @classmethod
+    def check(cls, options: Any, data: DataConfig) -> None:
+        """Raise UserError where the method's options do not fit the section ``data``; asked before anything is done."""
 
     def __init__(self, student: Segmenter, freeze_batch_norm: bool = False) -> None:
         super().__init__()
@@ -66,6 +81,8 @@ class Method(nn.Module, ABC):
 
     def train(self, mode: bool = True) -> Method:
         super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval()
         if mode and self.freeze_batch_norm:
             for module in self.student.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -81,8 +98,9 @@ class Method(nn.Module, ABC):
 
     def learnt_state(self) -> dict[str, Tensor]:
         """What a checkpoint must keep of the method: all parameters and buffers of modules that change."""
-        return self.state_dict()
+        return {name: value for name, value in self.state_dict().items() if name.partition(".")[0] not in self.frozen}
 
     def load_learnt_state(self, state: dict[str, Tensor]) -> None:
         """Take back what :meth:`learnt_state` gave."""
-        self.load_state_dict(state)
+        fixed = {name: value for name, value in self.state_dict().items() if name.partition(".")[0] in self.frozen}
+        self.load_state_dict({**fixed, **state})

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fmwiss.config import FMWISSConfig
+from fmwiss.config import DataConfig, FMWISSConfig
 from fmwiss.data.batches import Batch
 from fmwiss.losses import DenseContrastiveLoss, PixelBCELoss, sample_points
 from fmwiss.losses.dense_contrastive import NEGATIVE_ONLY, NOT_DRAWN
 from fmwiss.methods.base import Method
+from fmwiss.methods.guidance import Guidance, check_stride
 from fmwiss.models import Segmenter, Teacher
 
 BACKGROUND = 0
@@ -34,6 +34,13 @@ class FMWISS(Method):
     """
 
     supervision = "image"
+    learns_from_pseudo_masks = True
+    pastes_instances = True
+    frozen = ("old_model",)
+
+    @classmethod
+    def check(cls, options: Any, data: DataConfig) -> None:
+        check_stride(options.loss_stride, data.crop_size)
 
     def __init__(
         self, student: Segmenter, old_model: Segmenter, options: FMWISSConfig, freeze_batch_norm: bool = False
@@ -63,16 +70,9 @@ class FMWISS(Method):
 
     def train(self, mode: bool = True) -> FMWISS:
         super().train(mode)
-        self.old_model.eval()
         if mode and self.warming_up:
             self.student.eval()
         return self
-
-    def learnt_state(self) -> dict[str, Tensor]:
-        return {name: value for name, value in self.state_dict().items() if not name.startswith("old_model.")}
-
-    def load_learnt_state(self, state: dict[str, Tensor]) -> None:
-        self.load_state_dict({**self.state_dict(), **state})
 
     @torch.inference_mode()
     def probability_maps(self, images: Tensor) -> Tensor:
@@ -174,40 +174,6 @@ class FMWISS(Method):
         if options.pasted_student == "override":
             target = _set_pasted(target.masked_fill_(truth.pasted > 0, 0.0), truth.pasted)
         return target
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """What a batch says about its pixels, at the resolution of a loss.
-
-    Shapes: valid ``(B, 1, H, W)`` bool, False on padding; pseudo ``(B, |C_t|, H, W)`` float, M_refine in {0, 1}, 0 on
-    pasted pixels; tags ``(B, |C_t|, 1, 1)`` bool; pasted ``(B, 1, H, W)`` integer, label of the pasted old class or 0.
-    """
-
-    valid: Tensor
-    pseudo: Tensor
-    tags: Tensor
-    pasted: Tensor
-
-    @classmethod
-    def of(cls, batch: Batch, stride: float) -> Guidance:
-        """Every ``stride``-th pixel of the batch's maps, taken at the cells' centres."""
-        if batch.pseudo is None or batch.tags is None:
-            raise ValueError("FMWISS learns from pseudo masks and tags, and the batch has none")
-        side = batch.image.shape[-1]
-        cells = torch.arange(math.ceil(side / stride), device=batch.image.device)
-        centres = ((cells + 0.5) * stride).long().clamp(max=side - 1)
-
-        def thin(maps: Tensor) -> Tensor:
-            return maps if stride == 1 else maps[..., centres[:, None], centres]
-
-        pasted = torch.zeros_like(batch.valid, dtype=torch.long) if batch.pasted is None else batch.pasted
-        return cls(
-            valid=thin(batch.valid)[:, None],
-            pseudo=thin(batch.pseudo).to(batch.image.dtype),
-            tags=batch.tags[:, :, None, None],
-            pasted=thin(pasted)[:, None],
-        )
 
 
 def _resize(logits: Tensor, size: tuple[int, int]) -> Tensor:

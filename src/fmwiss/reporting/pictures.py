@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
+from fmwiss.data.emoji import EMOJI_CLASSES
 from fmwiss.data.voc import VOC_CLASSES, voc_palette
 from fmwiss.files import write_atomically
 
@@ -28,15 +29,17 @@ def picture_indices(class_names: Sequence[str]) -> Tensor:
         class_names: names of the model's labels, ``background`` first.
 
     Returns:
-        uint8 ``(256,)``, from label to palette index. When every class is one of VOC's the indices are VOC's own ids,
-        whatever the order in which the model learnt them, so that the picture can be compared with VOC's masks;
-        otherwise they are the model's labels.
+        uint8 ``(256,)``, from label to palette index. When every class is one of VOC's (or of EmojiSeg's) the indices
+        are VOC's own ids (EmojiSeg's), whatever the order in which the model learnt them, so that the picture can be
+        compared with the data set's masks; otherwise they are the model's labels.
     """
     table = torch.arange(256, dtype=torch.uint8)
     classes = class_names[1:]
-    if set(classes) <= set(VOC_CLASSES):
-        ids = [VOC_CLASSES.index(name) + 1 for name in classes]
-        table[1 : len(ids) + 1] = torch.tensor(ids, dtype=torch.uint8)
+    for known in (VOC_CLASSES, EMOJI_CLASSES):
+        if set(classes) <= set(known):
+            ids = [known.index(name) + 1 for name in classes]
+            table[1 : len(ids) + 1] = torch.tensor(ids, dtype=torch.uint8)
+            break
     return table
 
 

@@ -7,7 +7,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from fmwiss.data.voc import VOCSource
 from fmwiss.errors import UserError
 from fmwiss.evaluation import Evaluation, evaluate
 from fmwiss.files import write_atomically
-from fmwiss.methods import FMWISS, Method, Supervised
+from fmwiss.methods import Method, Supervised, build_method, method_class
 from fmwiss.models import Segmenter, finished_steps
 from fmwiss.pseudo_masks import open_pseudo_masks
 from fmwiss.reporting.pictures import probability_maps, save_png
@@ -122,13 +122,9 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.source = VOCSource(self.data)
-        self.protocol = Protocol.from_config(self.config.protocol)
+        self.protocol = Protocol.from_config(self.config.protocol, self.source.class_names)
         options = self.config.data
-        if options.crop_size % self.config.method.loss_stride:
-            raise UserError(
-                f"method.loss_stride = {self.config.method.loss_stride} does not divide data.crop_size = "
-                f"{options.crop_size}; give one that does."
-            )
+        method_class(self.config.method).check(self.config.method, options)
         self.transform = JointTransform(options.crop_size, options.resize, options.scale, options.flip)
 
     def open(self) -> None:
@@ -143,7 +139,7 @@ class _Run:
         begun = [folder.name for folder in self.folder.glob("step*") if _is_begun(folder)]
         if begun and path.is_file():
             saved = load_config(path)
-            difference = _base_difference(saved, self.config)
+            difference = _base_difference(saved, self.config, self.source.class_names)
             if begun != ["step0"] or difference is not None:
                 check_resumable(saved, self.config, self.folder)
         self.fabric.barrier()  # every process has looked before the first one writes
@@ -159,7 +155,7 @@ class _Run:
             return
         if 0 not in finished_steps(base):
             raise UserError(f"{base}: its step 0 is not finished; train it first.")
-        difference = _base_difference(load_config(base / "config.yaml"), self.config)
+        difference = _base_difference(load_config(base / "config.yaml"), self.config, self.source.class_names)
         if difference is not None:
             key, theirs, ours = difference
             raise UserError(
@@ -201,7 +197,7 @@ class _Run:
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=seed_everything)))
         method = self._base_method(options) if t == 0 else self._method(t, options)
         new_tags = {i: tags[i] & frozenset(self.protocol.new(t)) for i in chosen}
-        dataset = self._mask_dataset(chosen) if t == 0 else self._weak_dataset(t, chosen, new_tags)
+        dataset = self._mask_dataset(chosen) if t == 0 else self._weak_dataset(t, method, chosen, new_tags)
         prepared = time.monotonic()
         loop = Loop(
             fabric=self.fabric,
@@ -222,7 +218,7 @@ class _Run:
         if self.fabric.is_global_zero:
             if t > 0:
                 self._draw_probability_maps(folder / "teacher", method, new_tags)
-            self._keep_memory(t, chosen, new_tags, method.student)
+            self._keep_memory(t, method, chosen, new_tags)
         self.fabric.barrier()
         result = self._evaluate(method.student)
         if self.fabric.is_global_zero:
@@ -232,7 +228,7 @@ class _Run:
                 "finishing": time.monotonic() - trained,
             }
             seconds["all"] = sum(seconds.values())
-            self._finish(folder, method.student, result, seconds, len(chosen))
+            self._finish(folder, method, result, seconds, len(chosen))
         self.fabric.barrier()
         return result
 
@@ -250,7 +246,7 @@ class _Run:
                 save_png(picture, folder / f"{name.replace(' ', '_')}_{image_id}.png")
 
     def _finish(
-        self, folder: Path, student: Segmenter, result: Evaluation, seconds: Mapping[str, float], images: int
+        self, folder: Path, method: Method, result: Evaluation, seconds: Mapping[str, float], images: int
     ) -> None:
         summary = {
             **result.as_dict(),
@@ -258,13 +254,13 @@ class _Run:
             "training_images": images,
             "minutes": {name: round(value / 60, 2) for name, value in seconds.items()},
             "peak_memory_gib": round(_peak_memory_gib(self.fabric.device), 2),
-            "diagnostic": self.config.cosegmentation.source == "true-masks" and result.step > 0,
+            "diagnostic": method.learns_from_pseudo_masks and self.config.cosegmentation.source == "true-masks",
         }
         text = json.dumps(summary, indent=1) + "\n"
         write_atomically(folder / "evaluation.json", lambda path: path.write_text(text))
         for unfinished in folder.glob(".*.tmp"):  # of processes that were killed while they wrote
             unfinished.unlink()
-        student.save(folder)
+        method.student.save(folder)
         shutil.rmtree(folder / "state", ignore_errors=True)
 
     def _tags(self, ids: list[str]) -> TagIndex:
@@ -296,32 +292,38 @@ class _Run:
                 f"{previous}: is a checkpoint of encoder {student.architecture.encoder}, and the configuration's "
                 f"segmenter.encoder is {expected.encoder}; they must be the same."
             )
+        if student.class_names[1:] != self.protocol.old(t):
+            raise UserError(
+                f"{previous}: has learnt {', '.join(student.class_names[1:])}, and for {self.data} step {t} needs one "
+                f"of {', '.join(self.protocol.old(t))}; give the data that the run was begun with, or another --out."
+            )
         student.add_step(self.protocol.new(t), expected.classifier_init)
-        return FMWISS(student, old_model, self.config.method, options.freeze_batch_norm)
+        return build_method(self.config.method, student, old_model, options.freeze_batch_norm)
 
     def _mask_dataset(self, ids: list[str]) -> MaskDataset:
         table = self.protocol.label_table(0, self.source.class_names)
         return MaskDataset(self.source, ids, table, self.transform, self.config.training.seed)
 
-    def _weak_dataset(self, t: int, ids: list[str], tags: Mapping[str, frozenset[str]]) -> WeakDataset:
-        config, seed = self.config, self.config.training.seed
-        pseudo_masks: PseudoMaskSource
-        if config.cosegmentation.source == "true-masks":
-            pseudo_masks = TrueMasks(self.source, self.source.class_names)
-        else:
-            pseudo_masks = open_pseudo_masks(
-                config.cosegmentation, self.source, ids, tags, self.weights, self.cache, self.fabric.device, seed,
-                track,
-            )
+    def _weak_dataset(
+        self, t: int, method: Method, ids: list[str], tags: Mapping[str, frozenset[str]]
+    ) -> WeakDataset:
         return WeakDataset(
             self.source,
             ids,
             tags,
             self.protocol.new(t),
             self.transform,
-            seed,
-            pseudo_masks,
-            self._copy_paste(t),
+            self.config.training.seed,
+            self._pseudo_masks(ids, tags) if method.learns_from_pseudo_masks else None,
+            self._copy_paste(t) if method.pastes_instances else None,
+        )
+
+    def _pseudo_masks(self, ids: list[str], tags: Mapping[str, frozenset[str]]) -> PseudoMaskSource:
+        options, seed = self.config.cosegmentation, self.config.training.seed
+        if options.source == "true-masks":
+            return TrueMasks(self.source, self.source.class_names)
+        return open_pseudo_masks(
+            options, self.source, ids, tags, self.weights, self.cache, self.fabric.device, seed, track
         )
 
     def _copy_paste(self, t: int) -> CopyPaste | None:
@@ -339,11 +341,14 @@ class _Run:
         return CopyPaste(bank, labels, options.probability, data.scale, data.resize, self.config.training.seed)
 
     def _keep_memory(
-        self, t: int, ids: list[str], tags: Mapping[str, frozenset[str]], student: Segmenter
+        self, t: int, method: Method, ids: list[str], tags: Mapping[str, frozenset[str]]
     ) -> None:
-        """Write the memory bank that the next step draws from."""
+        """Write the memory bank that the next step draws from.
+
+        Step 0 writes it whatever the method, so that runs of other methods can take its base over.
+        """
         options, seed = self.config.copy_paste, self.config.training.seed
-        if options.bank_size == 0:
+        if options.bank_size == 0 or (t > 0 and not method.pastes_instances):
             return
         path = self.folder / f"step{t}" / BANK
         if t == 0:
@@ -355,7 +360,7 @@ class _Run:
         else:
             bank = MemoryBank.load(self.folder / f"step{t - 1}" / BANK)
             if options.learnt_classes:
-                self._add_learnt(bank, t, ids, tags, student)
+                self._add_learnt(bank, t, ids, tags, method.student)
         bank.save(path)
 
     def _add_learnt(
@@ -408,22 +413,26 @@ _BASE_KEYS = (
 """Keys, or beginnings of keys, that step 0 depends on, beside its classes."""
 
 
-def _base_difference(theirs: Config, ours: Config) -> tuple[str, str, str] | None:
-    """The first key in which two base models differ, and both values; None if one can stand for the other."""
+def _base_difference(theirs: Config, ours: Config, known: Sequence[str]) -> tuple[str, str, str] | None:
+    """The first key in which two base models differ, and both values; None if one can stand for the other.
+
+    ``known`` are the data set's class names.
+    """
     keys = _BASE_KEYS
-    if ours.copy_paste.bank_size > 0:  # without copy-paste nobody asks for the memory that lies beside the model
+    if method_class(ours.method).pastes_instances and ours.copy_paste.bank_size > 0:
+        # without copy-paste nobody asks for the memory that lies beside the model
         keys += ("copy_paste.bank_size", "copy_paste.min_area")
     difference = first_difference(
         theirs, ours, lambda key: key.startswith(keys) and key != "segmenter.classifier_init"
     )
-    if difference is None and _base_classes(theirs) != _base_classes(ours):
+    if difference is None and _base_classes(theirs, known) != _base_classes(ours, known):
         return "protocol.steps", str(theirs.protocol.steps), str(ours.protocol.steps)
     return difference
 
 
-def _base_classes(config: Config) -> tuple[tuple[str, ...], frozenset[str]]:
+def _base_classes(config: Config, known: Sequence[str]) -> tuple[tuple[str, ...], frozenset[str]]:
     """What decides on the photographs of step 0: its classes and, if disjoint, those that they may not show."""
-    protocol = Protocol.from_config(config.protocol)
+    protocol = Protocol.from_config(config.protocol, known)
     later = frozenset().union(*protocol.steps[1:]) if config.protocol.setting == "disjoint" else frozenset()
     return protocol.new(0), later
 

@@ -1,0 +1,57 @@
+"""What a batch says about its pixels, at the resolution of a loss."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fmwiss.data.batches import Batch
+from fmwiss.errors import UserError
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What supervises the pixels of a batch.
+
+    Shapes: valid ``(B, 1, H, W)`` bool, False on padding; pseudo ``(B, |C_t|, H, W)`` float, M_refine in {0, 1}, 0 on
+    pasted pixels; tags ``(B, |C_t|, 1, 1)`` bool; pasted ``(B, 1, H, W)`` integer, label of the pasted old class or 0.
+    """
+
+    valid: Tensor
+    pseudo: Tensor
+    tags: Tensor
+    pasted: Tensor
+
+    @classmethod
+    def of(cls, batch: Batch, stride: float) -> Guidance:
+        """Every ``stride``-th pixel of the batch's maps, taken at the cells' centres."""
+        if batch.pseudo is None or batch.tags is None:
+            raise ValueError("this method learns from pseudo masks and tags, and the batch has none")
+        pasted = torch.zeros_like(batch.valid, dtype=torch.long) if batch.pasted is None else batch.pasted
+        return cls(
+            valid=thin(batch.valid, stride)[:, None],
+            pseudo=thin(batch.pseudo, stride).to(batch.image.dtype),
+            tags=batch.tags[:, :, None, None],
+            pasted=thin(pasted, stride)[:, None],
+        )
+
+
+def thin(maps: Tensor, stride: float) -> Tensor:
+    """Every ``stride``-th pixel of square maps ``(..., S, S)``, taken at the cells' centres."""
+    if stride == 1:
+        return maps
+    side = maps.shape[-1]
+    cells = torch.arange(math.ceil(side / stride), device=maps.device)
+    centres = ((cells + 0.5) * stride).long().clamp(max=side - 1)
+    return maps[..., centres[:, None], centres]
+
+
+def check_stride(stride: int, crop_size: int) -> None:
+    """Raise UserError where ``method.loss_stride`` leaves part of a cell at the crop's edge."""
+    if crop_size % stride:
+        raise UserError(
+            f"method.loss_stride = {stride} does not divide data.crop_size = {crop_size}; give one that does."
+        )

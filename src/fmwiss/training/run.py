@@ -35,6 +35,7 @@ from fmwiss.models import Segmenter, finished_steps
 from fmwiss.pseudo_masks import open_pseudo_masks
 from fmwiss.reporting.progress import track
 from fmwiss.reporting.records import CONFUSION, ENVIRONMENT, EVALUATION, GALLERY, Confusion, Gallery
+from fmwiss.reporting.report import write_report
 from fmwiss.training.environment import describe_environment
 from fmwiss.training.gallery import (
     PHOTOGRAPHS,
@@ -48,6 +49,8 @@ from fmwiss.training.loop import Loop
 
 BANK = "memory_bank.safetensors"
 TAGS = "tags.json"
+REPORT = "report.html"
+
 
 def train(
     config: Config,
@@ -92,7 +95,10 @@ def train(
         if step is not None and step > 0 and step - 1 not in done:
             raise UserError(f"{out}: step {step} starts from step {step - 1}, which is not finished; train that first.")
         wanted = range(len(run.protocol.steps)) if step is None else [step]
-        return {t: run.do_step(t) for t in wanted if t not in done}
+        results = {t: run.do_step(t) for t in wanted if t not in done}
+        if fabric.is_global_zero:
+            write_report([out], out / REPORT)
+        return results
 
 
 @contextmanager

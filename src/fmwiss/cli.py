@@ -1,4 +1,4 @@
-"""The command line: ``fmwiss train``, ``evaluate``, ``predict``, ``pseudo-masks``, ``classes``, ``data`` and ``demo``.
+"""The commands ``train``, ``evaluate``, ``report``, ``predict``, ``pseudo-masks``, ``classes``, ``data`` and ``demo``.
 
 Results go to standard output, everything else to standard error. Whatever the user can set right is told in one
 sentence with exit code 2 and without a traceback. Heavy modules are imported by the commands that need them.
@@ -114,6 +114,7 @@ def train(
 
     for number, evaluation in evaluations.items():
         _print(_title(out, number, evaluation.images), evaluation_table(evaluation.as_dict()))
+    _say(f"The report is {out / 'report.html'}.")
 
 
 @app.command()
@@ -141,6 +142,35 @@ def evaluate(
     from fmwiss.reporting.tables import evaluation_table
 
     _print(_title(run, evaluation.step, evaluation.images), evaluation_table(evaluation.as_dict()))
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders that 'fmwiss train' wrote.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The file; by default RUN/report.html, of several runs ./report.html."),
+    ] = None,
+    worst_first: Annotated[
+        bool, typer.Option("--worst-first", help="Show the photographs first that a step made worse.")
+    ] = False,
+    open_it: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+) -> None:
+    """Write one self-contained HTML page about a run, or one that compares several; it needs no data."""
+    from fmwiss.reporting.report import write_report
+    from fmwiss.reporting.runs import check_finished
+
+    for run in runs:
+        check_finished(run)
+    path = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
+    if path.is_dir():
+        raise UserError(f"--out {path}: is a folder; give the name of a file in it, as in {path / 'report.html'}")
+    write_report(runs, path, worst_first)
+    print(path)
+    if open_it and not _open(path):
+        _say(f"No browser was found to open {path}.")
 
 
 @app.command()
@@ -361,6 +391,12 @@ def _print(title: str, table: Table) -> None:
 
     print(title)
     Console().print(table)
+
+
+def _open(page: Path) -> bool:
+    import webbrowser
+
+    return webbrowser.open(page.resolve().as_uri())
 
 
 def _is_first_process() -> bool:

@@ -98,8 +98,9 @@ class PhotographCounts:
             "pixels": rows[:, 2].contiguous(),
             "entries": torch.tensor([len(entry) for entry in self.entries.values()], dtype=torch.int32),
         }
-        metadata = {"ids": json.dumps(list(self.entries)), "identity": json.dumps(self.identity)}
-        write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+        # one entry, for safetensors writes several in any order, and equal counts are to be equal files
+        about = json.dumps({"identity": self.identity, "ids": list(self.entries)})
+        write_atomically(path, lambda temporary: save_file(tensors, temporary, {"photographs": about}))
 
     @classmethod
     def load(cls, path: Path, identity: Mapping[str, Any]) -> PhotographCounts | None:
@@ -108,12 +109,12 @@ class PhotographCounts:
         counts = cls(identity)
         try:
             with safe_open(path, framework="pt") as file:
-                metadata = file.metadata()
-                if json.loads(metadata["identity"]) != counts.identity:
+                about = json.loads(file.metadata()["photographs"])
+                if about["identity"] != counts.identity:
                     return None
                 labels, pixels = file.get_tensor("labels").to(torch.int32), file.get_tensor("pixels")
                 rows = torch.cat([labels, pixels[:, None]], dim=1).split(file.get_tensor("entries").tolist())
-                counts.entries = dict(zip(json.loads(metadata["ids"]), rows, strict=True))
+                counts.entries = dict(zip(about["ids"], rows, strict=True))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError):
             return None
         return counts

@@ -98,6 +98,8 @@ def train(
         results = {t: run.do_step(t) for t in wanted if t not in done}
         if fabric.is_global_zero:
             write_report([out], out / REPORT)
+            for unfinished in out.glob(f".{REPORT}.*.tmp"):  # of a process that was killed while it wrote
+                unfinished.unlink()
         return results
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,10 +72,10 @@ class Pictures:
     folder: Path
     photographs: Photographs
 
-    def over(self, title: str, photograph: str, layers: dict[str, str | None], ratio: float, note: str = "") -> Panel:
+    def over(self, title: str, photograph: str, layers: Mapping[str, str], ratio: float, note: str = "") -> Panel:
         """``layers`` maps what a layer shows to its file."""
         base = self.photographs.add(self.folder / photograph)
-        drawn = {text: data_uri(self.folder / file) for text, file in layers.items() if file is not None}
+        drawn = {text: data_uri(self.folder / file) for text, file in layers.items()}
         shown = [{"alt": text, "source": source} for text, source in drawn.items() if source is not None]
         return Panel(title, base, shown, note=note, ratio=ratio, missing=base is None or len(shown) < len(drawn))
 
@@ -206,13 +206,13 @@ def _training_card(one: TrainingPhotograph, pictures: Pictures, gallery: Gallery
     if one.truth is not None:
         panels.append(pictures.over("truth", one.photograph, {"truth": one.truth}, ratio))
     for stage, masks in one.stages.items():
-        layers: dict[str, str | None] = {f"{stage} of {name}": file for name, file in masks.items()}
+        layers = {f"{stage} of {name}": file for name, file in masks.items()}
         panels.append(pictures.over(stage, one.photograph, layers, ratio))
     for name, found in one.maps.items():
         panels.append(pictures.alone(f"map: {name}", found.picture, ratio, f"max {found.largest:.2f}"))
     if one.sample is not None:
         sample = one.sample
-        over: dict[str, str | None] = {f"pseudo mask of {name}": file for name, file in sample.masks.items()}
+        over = {f"pseudo mask of {name}": file for name, file in sample.masks.items()}
         if sample.truth is not None:
             over["truth"] = sample.truth
         note = f"epoch {sample.epoch + 1}"
@@ -270,7 +270,7 @@ def _together_card(
         sources[0].over("truth", first.photograph, {_truth_in_words(first): first.truth}, ratio),
     ]
     if first.before is not None and len({one.miou_before for one in ones}) == 1:  # all had the same model before
-        layer: dict[str, str | None] = {f"prediction of step {step - 1}": first.before}
+        layer = {f"prediction of step {step - 1}": first.before}
         note = per_cent(first.miou_before)
         panels.append(sources[0].over(f"before: step {step - 1}", first.photograph, layer, ratio, note))
     for one, name, source in zip(ones, names, sources, strict=True):

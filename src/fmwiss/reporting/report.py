@@ -409,13 +409,17 @@ def _classes(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _class_row(name: str, entries: Sequence[_Entry]) -> dict[str, Any]:
+    afters = [_iou(entry.step).get(name) for entry in entries]
+    fair = [after for after, entry in zip(afters, entries, strict=True) if not entry.diagnostic]
+    competing = [after for after in fair if after is not None]
+    shown = {per_cent(after) for after in competing}
+    best = per_cent(max(competing)) if len(shown) > 1 else None
     values = []
-    for entry in entries:
+    for entry, after in zip(entries, afters, strict=True):
         before = _iou(entry.before).get(name) if entry.before is not None else None
-        after = _iou(entry.step).get(name)
-        # new classes' pixels are background before a step and not after it
-        comparable = before is not None and after is not None and name != "background"
-        change = after - before if comparable else None
+        change = after - before if after is not None and before is not None else None
+        if name == "background":  # new classes' pixels are background before a step and not after it
+            change = None
         values.append(
             {
                 "before": before,
@@ -423,16 +427,9 @@ def _class_row(name: str, entries: Sequence[_Entry]) -> dict[str, Any]:
                 "change": change,
                 "direction": direction(change),
                 "colour": entry.colour,
-                "best": False,
+                "best": not entry.diagnostic and best is not None and per_cent(after) == best,
             }
         )
-    fair = [value for value, entry in zip(values, entries, strict=True) if not entry.diagnostic]
-    competing = [value for value in fair if value["after"] is not None]
-    shown = {per_cent(value["after"]) for value in competing}
-    if len(shown) > 1:
-        best = per_cent(max(value["after"] for value in competing))
-        for value in competing:
-            value["best"] = per_cent(value["after"]) == best
     return {"name": name, "values": values}
 
 
@@ -572,21 +569,29 @@ def _confusions(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def _confusion_view(confusion: Confusion) -> dict[str, Any]:
     names = confusion.names
-    cells, rows = [], []
-    for row, counts in enumerate(confusion.pixels):
-        total = sum(counts)
-        rows.append({"name": names[row], "pixels": total})
-        cells += [
-            {"row": row, "column": column, "share": 100 * count / total, "pixels": count}
-            for column, count in enumerate(counts)
-            if count
-        ]
-    wrong = sorted((cell for cell in cells if cell["row"] != cell["column"]), key=lambda cell: -cell["share"])
+    cells = [
+        _Cell(row, column, count, 100 * count / sum(counts))
+        for row, counts in enumerate(confusion.pixels)
+        for column, count in enumerate(counts)
+        if count
+    ]
+    wrong = sorted((cell for cell in cells if cell.row != cell.column), key=lambda cell: -cell.share)
     told = [
-        {"truth": names[cell["row"]], "predicted": names[cell["column"]], "share": cell["share"]}
+        {"truth": names[cell.row], "predicted": names[cell.column], "share": cell.share}
         for cell in wrong[:CONFUSIONS_TOLD]
     ]
-    return {"names": names, "rows": rows, "cells": cells, "told": told}
+    return {"names": names, "cells": cells, "told": told}
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """Pixels of a class of the truth that are predicted as another, or as itself."""
+
+    row: int
+    column: int
+    pixels: int
+    share: float
+    """Of the row, in per cent."""
 
 
 # -------------------------------------------------------------------------------------------------------------- gallery

@@ -311,7 +311,7 @@ def data_emoji(
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for everything that it writes.")] = Path("demo"),
 ) -> None:
-    """Run all commands in small on generated pictures, without downloads; takes some minutes."""
+    """Run all commands in small on generated pictures, without downloads, in about a minute."""
     from fmwiss.demo import run_demo
 
     run_demo(out)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fmwiss.data.emoji import EmojiSeg
+from fmwiss.files import write_atomically
 from fmwiss.reporting.progress import track
 
 SIZE = 160
@@ -116,3 +119,12 @@ def counterparts(mine: Tensor, theirs: Tensor, grid: tuple[int, int]) -> tuple[T
 def normalised(images: Tensor) -> Tensor:
     """By ImageNet's mean and standard deviation."""
     return (images.clamp(0, 1) - MEAN) / STD
+
+
+def save_half(model: nn.Module, path: Path) -> None:
+    """Write a model's weights in half precision."""
+    state = {
+        key: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
+        for key, tensor in model.state_dict().items()
+    }
+    write_atomically(path, lambda temporary: save_file(state, temporary))

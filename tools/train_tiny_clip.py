@@ -17,16 +17,14 @@ from pathlib import Path
 
 import open_clip
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fmwiss.data.emoji import EMOJI_CLASSES
-from fmwiss.files import write_atomically
 from fmwiss.foundation.tiny import CLIP
 from fmwiss.reporting.progress import track
-from tiny_scenes import render_scenes, views
+from tiny_scenes import render_scenes, save_half, views
 
 MEAN = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(1, 3, 1, 1)
 STD = torch.tensor(open_clip.OPENAI_DATASET_STD).view(1, 3, 1, 1)
@@ -87,7 +85,7 @@ def main() -> None:
             print(f"{iteration + 1}: loss {total / 50:.3f}, {minutes:.1f} min", flush=True)
             total = 0.0
         if (iteration + 1) % 250 == 0 or iteration + 1 == arguments.iterations:
-            _save(averaged.module, arguments.out)
+            save_half(averaged.module, arguments.out)
 
 
 def contrastive_loss(logits: Tensor, belongs: Tensor) -> Tensor:
@@ -103,14 +101,6 @@ def contrastive_loss(logits: Tensor, belongs: Tensor) -> Tensor:
 def _schedule(iteration: int, iterations: int) -> float:
     warm = min(1.0, (iteration + 1) / 100)
     return warm * 0.5 * (1 + math.cos(math.pi * iteration / iterations))
-
-
-def _save(model: torch.nn.Module, path: Path) -> None:
-    state = {
-        key: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
-        for key, tensor in model.state_dict().items()
-    }
-    write_atomically(path, lambda temporary: save_file(state, temporary))
 
 
 if __name__ == "__main__":

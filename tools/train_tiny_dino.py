@@ -24,14 +24,12 @@ from pathlib import Path
 
 import timm
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fmwiss.files import write_atomically
 from fmwiss.foundation.tiny import RESNET, VIT
 from fmwiss.reporting.progress import track
-from tiny_scenes import counterparts, normalised, render_scenes, views
+from tiny_scenes import counterparts, normalised, render_scenes, save_half, views
 
 SIDE, STRIDE = 80, 8
 
@@ -129,7 +127,7 @@ def main() -> None:
             print(f"{iteration + 1}: {means}, {minutes:.1f} min", flush=True)
             totals = [0.0, 0.0]
         if (iteration + 1) % 250 == 0 or iteration + 1 == arguments.iterations:
-            _save(teacher.encoder, arguments.out)
+            save_half(teacher.encoder, arguments.out)
 
 
 def _losses(
@@ -205,14 +203,6 @@ def block_masks(count: int, side: int, generator: torch.Generator) -> Tensor:
 
 def _cosine(progress: float, start: float, end: float) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def _save(encoder: nn.Module, path: Path) -> None:
-    state = {
-        key: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
-        for key, tensor in encoder.state_dict().items()
-    }
-    write_atomically(path, lambda temporary: save_file(state, temporary))
 
 
 if __name__ == "__main__":

@@ -98,7 +98,8 @@ class PhotographCounts:
             "pixels": rows[:, 2].contiguous(),
             "entries": torch.tensor([len(entry) for entry in self.entries.values()], dtype=torch.int32),
         }
-        metadata = {"ids": json.dumps(list(self.entries)), "identity": json.dumps(self.identity)}
+        # one entry: safetensors writes several in any order, and the same counts are to be the same file
+        metadata = {"counts": json.dumps({"ids": list(self.entries), "identity": self.identity})}
         write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
 
     @classmethod
@@ -108,12 +109,12 @@ class PhotographCounts:
         counts = cls(identity)
         try:
             with safe_open(path, framework="pt") as file:
-                metadata = file.metadata()
-                if json.loads(metadata["identity"]) != counts.identity:
+                header = json.loads(file.metadata()["counts"])
+                if header["identity"] != counts.identity:
                     return None
                 labels, pixels = file.get_tensor("labels").to(torch.int32), file.get_tensor("pixels")
                 rows = torch.cat([labels, pixels[:, None]], dim=1).split(file.get_tensor("entries").tolist())
-                counts.entries = dict(zip(json.loads(metadata["ids"]), rows, strict=True))
+                counts.entries = dict(zip(header["ids"], rows, strict=True))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError):
             return None
         return counts

@@ -171,6 +171,7 @@ def test_what_was_run_is_told(make_run: Any, report: Any) -> None:
     text = setup.text
     for part in ("Abacus 3000, 2 cores, 7.8 GiB of memory", "torch 2.6.0", "python 3.11.1", "0123456789 with changes"):
         assert part in text
+    assert "time 3.6 min" in report(run).one("dl", "facts").text
     assert "Machine, steps 0 and 1" in text and "2026-01-02 03:04 UTC" in text and "1 process of 1 thread" in text
     config = setup.one("details", "config")
     assert "open" not in config.attributes

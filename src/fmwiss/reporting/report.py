@@ -163,6 +163,9 @@ def _run_view(run: Run, number: int) -> dict[str, Any]:
         ("splits", f"{config.data.train_split} / {config.data.val_split}"),
         ("tags from", config.data.tags if config.data.tags in ("masks", "xml") else "a table"),
     ]
+    minutes = [step.figures.minutes["all"] for step in run.steps if step.figures and "all" in step.figures.minutes]
+    if len(minutes) == len(run.steps):
+        facts.append(("time", f"{sum(minutes):.1f} min"))
     return {
         "name": run.name,
         "colour": _colour(number),

@@ -97,9 +97,9 @@ def train(
         wanted = range(len(run.protocol.steps)) if step is None else [step]
         results = {t: run.do_step(t) for t in wanted if t not in done}
         if fabric.is_global_zero:
+            for unfinished in out.glob(".*.tmp"):  # of processes that were killed while they wrote
+                shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
             write_report([out], out / REPORT)
-            for unfinished in out.glob(f".{REPORT}.*.tmp"):  # of a process that was killed while it wrote
-                unfinished.unlink()
         return results
 
 

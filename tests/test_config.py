@@ -256,8 +256,21 @@ def test_a_run_does_not_go_on_with_another_method(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: str(path.relative_to(CONFIGS)))
-def test_an_experiment_is_named_as_its_method(path: Path) -> None:
-    assert load_config(path).method.name == path.stem
+def test_an_experiment_is_named_as_its_method_or_its_pseudo_masks(path: Path) -> None:
+    experiment = load_config(path)
+    if path.stem == "fmwiss-plus":
+        assert (experiment.method.name, experiment.cosegmentation.name) == ("fmwiss", path.stem)
+    else:
+        assert (experiment.method.name, experiment.cosegmentation.name) == (path.stem, "fmwiss")
+
+
+def test_fmwiss_and_fmwiss_plus_differ_in_their_pseudo_masks_alone() -> None:
+    for path in EXPERIMENTS:
+        if path.stem == "fmwiss-plus":
+            plus, paper = (load_config(p).model_dump() for p in (path, path.with_name("fmwiss.yaml")))
+            assert [key for key in paper if plus[key] != paper[key]] == ["cosegmentation"]
+            changed = {key for key, value in paper["cosegmentation"].items() if plus["cosegmentation"][key] != value}
+            assert "name" in changed and changed <= {"name", "plus", "vision_language", "self_supervised"}
 
 
 def test_methods_of_one_protocol_share_everything_that_a_base_depends_on() -> None:

@@ -9,13 +9,14 @@ import pytest
 
 from fmwiss.methods import METHODS
 
+NAMES = [*(section.model_fields["name"].default for section in METHODS), "fmwiss-plus"]
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
-@pytest.mark.parametrize("section", METHODS, ids=lambda section: section.model_fields["name"].default)
-def test_a_method_has_its_page_and_its_experiments(section: type) -> None:
-    name = section.model_fields["name"].default
+@pytest.mark.parametrize("name", NAMES)
+def test_a_method_has_its_page_and_its_experiments(name: str) -> None:
     assert (ROOT / "docs" / "methods" / f"{name}.md").is_file()
     assert f"docs/methods/{name}.md" in (ROOT / "README.md").read_text(encoding="utf-8")
     for protocol in ROOT.glob("configs/*/*-*/"):

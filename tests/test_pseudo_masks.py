@@ -27,7 +27,9 @@ from fmwiss.errors import UserError
 from fmwiss.pseudo_masks import (
     MAX_FILE_BYTES,
     Evidence,
+    PlusEvidence,
     PseudoMaskStore,
+    StoredPlusMasks,
     StoredPseudoMasks,
     ceiling_masks,
     encode_attention,
@@ -102,12 +104,15 @@ def present(source: VOCSource, image_id: str) -> frozenset[str]:
 class Setup:
     """A data set, both models and a store."""
 
-    def __init__(self, data: Path, root: Path, split: str = "train_aug") -> None:
+    def __init__(
+        self, data: Path, root: Path, split: str = "train_aug", config: CosegmentationConfig = CONFIG
+    ) -> None:
+        self.config = config
         self.source = VOCSource(data)
         self.ids = self.source.ids(split)
         self.tags = {image_id: present(self.source, image_id) for image_id in self.ids}
         self.vision, self.attention = ColourNames(), ColourAttention()
-        self.identity = store_identity(CONFIG, self.vision, self.attention)
+        self.identity = store_identity(config, self.vision, self.attention)
         self.store = PseudoMaskStore(root, self.identity)
 
     def fill(self, classes: Sequence[str] = CLASSES, **options: Any) -> int:
@@ -123,7 +128,10 @@ class Setup:
         )
 
     def masks(self, seed: int = 0, **changes: Any) -> StoredPseudoMasks:
-        return StoredPseudoMasks(self.store, CONFIG.model_copy(update=changes), seed)
+        return StoredPseudoMasks(self.store, self.config.model_copy(update=changes), seed)
+
+    def plus(self, **changes: Any) -> StoredPlusMasks:
+        return StoredPlusMasks(self.store, self.config.model_copy(update=changes))
 
     def files(self) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in self.store.folder.glob("*.safetensors")}
@@ -345,13 +353,13 @@ class TestFillStore:
         assert not torch.equal(setup.masks().masks(changed, [name], 0), before)
         later = PseudoMaskStore(tmp_path / "store", setup.identity)
         with pytest.raises(UserError, match=f"2 different photographs named {changed}"):
-            later.read(changed)
+            later.read(changed, Evidence)
 
     def test_ids_may_hold_any_character(self, setup: Setup) -> None:
         evidence = stored(torch.tensor([0]), *encode_attention(torch.rand(1, 6)), (1, 2, 3))
         for number, image_id in enumerate(("a/b", "a", "a-b", "[ab]*")):
             write_evidence(setup.store.path(image_id, f"{number:016x}"), evidence)
-        assert [setup.store.read(i).classes for i in ("a/b", "a", "a-b", "[ab]*")] == [("class 0",)] * 4
+        assert [setup.store.read(i, Evidence).classes for i in ("a/b", "a", "a-b", "[ab]*")] == [("class 0",)] * 4
         assert len(list(setup.store.folder.iterdir())) == 5
 
     def test_few_photographs_are_in_memory(self, setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -485,7 +493,7 @@ class TestDraws:
     def test_a_score_map_that_says_nothing_gives_an_empty_mask(self, setup: Setup) -> None:
         empty = stored(torch.zeros(0), torch.zeros(0, 6, dtype=torch.uint8), torch.zeros(0, 2), (1, 2, 3))
         write_evidence(setup.store.path("grey", "0" * 16), empty)
-        assert read_evidence(setup.store.path("grey", "0" * 16)).classes == ("class 0",)
+        assert read_evidence(setup.store.path("grey", "0" * 16), Evidence).classes == ("class 0",)
         assert not setup.masks().masks("grey", ["class 0"], 0).any()
 
     def test_an_unknown_photograph_is_named(self, filled: Setup) -> None:
@@ -590,3 +598,24 @@ class TestEvaluation:
         assert ceiling["miou"] == pytest.approx(53, abs=0.5)
         assert ceiling["iou"]["potted plant"] == pytest.approx(30, abs=0.5)
         assert ceiling["iou"]["tv monitor"] == pytest.approx(42, abs=0.6)
+
+
+PLUS = CosegmentationConfig.model_validate(
+    {
+        "name": "fmwiss-plus",
+        "vision_language": {"input_size": 64},
+        "self_supervised": {"input_size": 96},
+        "plus": {"score_scales": [1.0, 1.5], "feature_scales": [1.0, 0.75]},
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def plus(tiny_voc: Path, tmp_path_factory: pytest.TempPathFactory) -> Setup:
+    """A store filled by fmwiss-plus; tests leave it as it is."""
+    setup = Setup(tiny_voc, tmp_path_factory.mktemp("plus"), config=PLUS)
+    setup.fill()
+    return setup
+
+
+class TestPlus:

@@ -21,6 +21,7 @@ from fmwiss.errors import UserError
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(gt=0)]
+Scale = Annotated[float, Field(gt=0.0)]
 
 
 class _Section(BaseModel):
@@ -134,6 +135,10 @@ class VisionLanguageConfig(_Section):
         default_factory=list, description="clip: names of things that compete with the classes as background"
     )
     prompt_denoising: bool = Field(False, description="clip: drop classes that are nowhere the best (MaskCLIP)")
+    rivals: float = Field(
+        0.0, ge=0, description="imagenet-names: power with which the classifier's probability of a class at a place, "
+        "among all of ImageNet's, counts in its score; 0: not at all"
+    )
     key_smoothing: bool = Field(False, description="clip: smooth scores with the last block's keys (MaskCLIP)")
 
     @property
@@ -154,9 +159,29 @@ class SelfSupervisedConfig(_Section):
     input_size: PositiveInt = Field(448, description="longer side of the photograph that the model sees, in pixels")
 
 
-class CosegmentationConfig(_Section):
-    """Equations 1-5."""
+class PlusConfig(_Section):
+    """Co-segmentation beyond the paper, where ``cosegmentation.name`` is fmwiss-plus (see docs/methods/fmwiss-plus.md)."""
 
+    score_scales: tuple[Scale, ...] = Field(
+        (1.0,), min_length=1, description="sizes at which the vision-language model sees a photograph, as multiples "
+        "of its input_size; its scores are averaged"
+    )
+    feature_scales: tuple[Scale, ...] = Field(
+        (1.0,), min_length=1, description="the same of the self-supervised model; its features are averaged on the "
+        "patch grid of its input_size"
+    )
+    flip: bool = Field(True, description="both models see the photographs' mirror images, too")
+    temperature: float = Field(0.07, gt=0, description="tau, of the softmax over the patches' cosines")
+    threshold: float = Field(0.5, ge=0, lt=1, description="places above this are the class's")
+
+
+class CosegmentationConfig(_Section):
+    """Equations 1-5, and what goes beyond them."""
+
+    name: Literal["fmwiss", "fmwiss-plus"] = Field(
+        "fmwiss", description="equations 1-5 of the paper, or the library's own way from scores to masks, whose options "
+        "are under plus; it shares source, both models, init_threshold and batch_size with the paper's"
+    )
     source: Literal["foundation", "true-masks"] = Field(
         "foundation", description="'true-masks' puts the truth in place of M_refine: a diagnostic upper bound that "
         "opens masks; its results are marked"
@@ -171,6 +196,12 @@ class CosegmentationConfig(_Section):
     )
     fusion: Literal["none", "intersection", "union"] = Field("union", description="eq. 5; none keeps M_init alone")
     batch_size: PositiveInt = Field(8, description="photographs per forward pass of the frozen models")
+    plus: PlusConfig = PlusConfig()
+
+    @property
+    def competing(self) -> bool:
+        """Whether a class's mask depends on the other names."""
+        return self.vision_language.competing
 
 
 class CopyPasteConfig(_Section):

@@ -1,8 +1,9 @@
 """Co-segmentation over a data set: what the frozen models give is computed once and kept, masks are drawn from it.
 
 :func:`fill_store` runs the two foundation models over the photographs and writes one small file for each into a
-:class:`PseudoMaskStore`. :class:`StoredPseudoMasks` draws masks from the files, with fresh seeds every epoch, and
-:func:`evaluate_pseudo_masks` compares them with the ground truth.
+:class:`PseudoMaskStore`. :class:`StoredPseudoMasks` draws the paper's masks from the files, with fresh seeds every epoch,
+:class:`StoredPlusMasks` reads those of ``fmwiss-plus``, which know no chance, and :func:`evaluate_pseudo_masks` compares
+either with the ground truth.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -33,8 +34,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms.v2.functional import resize
 
-from fmwiss.config import CosegmentationConfig
+from fmwiss.config import CosegmentationConfig, PlusConfig
 from fmwiss.cosegmentation import draw_seeds, fuse, scale_scores, seed_masks
+from fmwiss.cosegmentation_plus import merge_views, plus_maps
 from fmwiss.data.randomness import keyed_generator
 from fmwiss.data.voc import BROKEN, VOID, canonical_class_name
 from fmwiss.errors import UserError
@@ -61,7 +63,10 @@ _HEADER_BYTES = 4096
 _STALE_SECONDS = 3600
 """Age after which a temporary file belongs to nobody any more."""
 
+Size = tuple[int, int]
+
 T = TypeVar("T")
+KeptT = TypeVar("KeptT", bound="Kept")
 
 
 class PhotographSource(Protocol):
@@ -100,8 +105,19 @@ class DamagedFile(Exception):
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What the frozen models say about one photograph, as it is stored.
+class Kept:
+    """What is stored of one photograph: the names of its C classes, and tensors."""
+
+    classes: tuple[str, ...]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name, as they go into a file."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "classes"}
+
+
+@dataclass(frozen=True)
+class Evidence(Kept):
+    """What the frozen models say about one photograph, as equations 3-5 need it.
 
     With C tagged classes, a patch grid of ``gh x gw`` with L locations, and R of them whose attention is kept:
 
@@ -116,7 +132,6 @@ class Evidence:
         code_range: ``(R, 2)`` float32, these logarithms.
     """
 
-    classes: tuple[str, ...]
     scores: Tensor
     score_range: Tensor
     locations: Tensor
@@ -147,15 +162,26 @@ class Evidence:
         rows[self.locations.long()] = torch.arange(len(self.locations))
         return rows
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors by name, as they go into a file."""
-        return {
-            "scores": self.scores,
-            "score_range": self.score_range,
-            "locations": self.locations,
-            "codes": self.codes,
-            "code_range": self.code_range,
-        }
+
+@dataclass(frozen=True)
+class PlusEvidence(Kept):
+    """The maps of ``fmwiss-plus`` for one photograph, uint8 from 0 to 255 for 0 to 1 (:func:`as_bytes`).
+
+    Attributes:
+        classes: names of the C classes.
+        scores: ``(C, gh, gw)``, eq. 3 over all views, min-max scaled, on the patch grid.
+        propagated: ``(C, gh, gw)``, after the rounds of propagation.
+        refined: ``(C, H, W)``, the same, enlarged and adapted to the photograph.
+    """
+
+    scores: Tensor
+    propagated: Tensor
+    refined: Tensor
+
+
+def as_bytes(maps: Tensor) -> Tensor:
+    """Maps in [0, 1] as uint8 on the CPU, to the nearest 255th."""
+    return (maps.float() * 255).round().to(torch.uint8).cpu()
 
 
 def encode_attention(attention: Tensor) -> tuple[Tensor, Tensor]:
@@ -208,14 +234,17 @@ def store_identity(
 ) -> dict[str, Any]:
     """Everything that a store's contents depend on, and nothing else, as JSON-able data.
 
-    N, K, the binarisation, the fusion and the seed are not in it: they belong to the draws.
+    N, K, the binarisation, the fusion and the seed are not in it: they belong to the draws. So do the thresholds of
+    ``fmwiss-plus``, whose stores hold maps in place of scores and attention, and say so under ``plus``.
     """
-    return {
+    identity = {
         "format": FORMAT,
         "vision_language": {**vision_language.identity, "input_size": config.vision_language.input_size},
         "self_supervised": {**self_supervised.identity, "input_size": config.self_supervised.input_size},
-        "init_threshold": config.init_threshold,
     }
+    if config.name == "fmwiss-plus":
+        return {**identity, "plus": config.plus.model_dump(mode="json", exclude=set(_DRAWN))}
+    return {**identity, "init_threshold": config.init_threshold}
 
 
 class PseudoMaskStore:
@@ -227,10 +256,16 @@ class PseudoMaskStore:
     Args:
         root: folder that holds the stores, made if need be.
         identity: from :func:`store_identity`.
+
+    Attributes:
+        plus: options of ``fmwiss-plus`` that made the maps; None where the paper's co-segmentation made the files.
+        kind: what the files hold.
     """
 
     def __init__(self, root: str | Path, identity: Mapping[str, Any]) -> None:
         self.identity = json.loads(json.dumps(identity))
+        self.plus = PlusConfig.model_validate(self.identity["plus"]) if "plus" in self.identity else None
+        self.kind: type[Kept] = Evidence if self.plus is None else PlusEvidence
         text = json.dumps(self.identity, sort_keys=True, indent=2)
         self.folder = Path(root) / hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         self._digests: dict[str, str] = {}
@@ -248,7 +283,7 @@ class PseudoMaskStore:
         """Say which photograph an image id stands for, where the store holds several of that id."""
         self._digests[image_id] = digest
 
-    def read(self, image_id: str) -> Evidence:
+    def read(self, image_id: str, kind: type[KeptT]) -> KeptT:
         """What is stored for a photograph.
 
         Raises:
@@ -258,7 +293,7 @@ class PseudoMaskStore:
             self.choose(image_id, self._only_digest(image_id))
         path = self.path(image_id, self._digests[image_id])
         try:
-            return read_evidence(path)
+            return read_evidence(path, kind)
         except (FileNotFoundError, DamagedFile) as error:
             raise UserError(f"{path} is missing or damaged; run 'fmwiss pseudo-masks' again to restore it") from error
 
@@ -288,8 +323,8 @@ class PseudoMaskStore:
                 continue
 
 
-def read_evidence(path: Path) -> Evidence:
-    """Read one file of a store.
+def read_evidence(path: Path, kind: type[KeptT]) -> KeptT:
+    """Read one file of a store that holds this kind.
 
     Raises:
         FileNotFoundError: there is none.
@@ -298,7 +333,7 @@ def read_evidence(path: Path) -> Evidence:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["fmwiss"])
-            evidence = Evidence(
+            evidence = kind(
                 classes=tuple(header["classes"]), **{name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             )
     except FileNotFoundError:
@@ -310,14 +345,14 @@ def read_evidence(path: Path) -> Evidence:
     return evidence
 
 
-def write_evidence(path: Path, evidence: Evidence) -> None:
+def write_evidence(path: Path, evidence: Kept) -> None:
     """Write one file of a store; it appears whole or not at all."""
     header = {"classes": list(evidence.classes), "checksum": _checksum(evidence)}
     content = save(evidence.tensors(), metadata={"fmwiss": json.dumps(header)})
     write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
-def _checksum(evidence: Evidence) -> int:
+def _checksum(evidence: Kept) -> int:
     checksum = 0
     for tensor in evidence.tensors().values():
         checksum = zlib.crc32(tensor.contiguous().numpy().data, checksum)
@@ -341,8 +376,16 @@ class _Job:
     path: Path
     classes: tuple[str, ...]
     stored: bool
-    vision_size: tuple[int, int]
-    patch_size: tuple[int, int]
+    vision_sizes: tuple[Size, ...]
+    patch_sizes: tuple[Size, ...]
+
+
+@dataclass(frozen=True)
+class _Views:
+    """One photograph at the sizes at which each model sees it, uint8 ``(3, H, W)``."""
+
+    vision: list[Tensor]
+    patches: list[Tensor]
 
 
 def fill_store(
@@ -388,9 +431,12 @@ def fill_store(
     with ThreadPoolExecutor(loader_threads) as loaders, ThreadPoolExecutor(1) as writer:
         jobs = [job for job in loaders.map(survey, dict.fromkeys(ids)) if job is not None]
         batches = [batch for batch in _batches(jobs, batch_size) if not all(job.stored for job in batch)]
-        model = _FrozenModels(
-            vision_language, self_supervised, store.identity["init_threshold"], torch.device(device)
-        )
+        model: _FrozenModels | _PlusModels
+        if store.plus is None:
+            threshold = store.identity["init_threshold"]
+            model = _FrozenModels(vision_language, self_supervised, torch.device(device), threshold)
+        else:
+            model = _PlusModels(vision_language, self_supervised, torch.device(device), store.plus)
         written: deque[Future[None]] = deque()
 
         def photographs() -> Iterator[_Job]:
@@ -425,8 +471,10 @@ class _Survey:
         self.source = source
         self.tags = tags
         self.classes = classes
-        self.vision = store.identity["vision_language"]["input_size"], vision_stride
-        self.patches = store.identity["self_supervised"]["input_size"], patch_stride
+        plus = store.plus
+        vision, patches = (store.identity[model]["input_size"] for model in ("vision_language", "self_supervised"))
+        self.vision = _inputs(vision, (1.0,) if plus is None else plus.score_scales), vision_stride
+        self.patches = _inputs(patches, (1.0,) if plus is None else (1.0, *plus.feature_scales)), patch_stride
 
     def __call__(self, image_id: str) -> _Job | None:
         classes = tuple(name for name in self.classes if name in self.tags[image_id])
@@ -443,7 +491,7 @@ class _Survey:
         self.store.choose(image_id, digest)
         path = self.store.path(image_id, digest)
         try:
-            there = read_evidence(path).classes
+            there = read_evidence(path, self.store.kind).classes
         except (FileNotFoundError, DamagedFile):
             there = ()
         # where classes compete, scores of more of them are other scores
@@ -454,31 +502,44 @@ class _Survey:
             path,
             there if stored else (*classes, *(n for n in there if n not in classes and not competing)),
             stored,
-            working_size(height, width, *self.vision),
-            working_size(height, width, *self.patches),
+            _sizes(height, width, *self.vision),
+            _sizes(height, width, *self.patches),
         )
+
+
+def _inputs(input_size: int, scales: Sequence[float]) -> tuple[int, ...]:
+    """Longer sides of the views at these multiples of the input size."""
+    return tuple(dict.fromkeys(max(1, round(input_size * scale)) for scale in scales))
+
+
+def _sizes(height: int, width: int, inputs: Sequence[int], stride: int) -> tuple[Size, ...]:
+    """The views' sizes; two that come to the same are one."""
+    return tuple(dict.fromkeys(working_size(height, width, side, stride) for side in inputs))
 
 
 def _batches(jobs: Iterable[_Job], batch_size: int) -> list[list[_Job]]:
     """Photographs of equal shapes together, in the order in which the shapes first come; equal tags side by side."""
-    shapes: dict[tuple[tuple[int, int], tuple[int, int]], list[_Job]] = {}
+    shapes: dict[tuple[tuple[Size, ...], tuple[Size, ...]], list[_Job]] = {}
     for job in jobs:
-        shapes.setdefault((job.vision_size, job.patch_size), []).append(job)
+        shapes.setdefault((job.vision_sizes, job.patch_sizes), []).append(job)
     groups = [sorted(group, key=lambda job: job.classes) for group in shapes.values()]
     return [group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)]
 
 
-def _load(source: PhotographSource, job: _Job) -> tuple[Tensor, Tensor]:
-    """The photograph as both models see it, uint8 ``(3, H, W)``."""
+def _load(source: PhotographSource, job: _Job) -> _Views:
+    """The photograph as the models see it."""
     image = source.read_image(job.image_id)
-    return resize(image, list(job.vision_size), antialias=True), resize(image, list(job.patch_size), antialias=True)
+    vision, patches = (
+        [resize(image, list(size), antialias=True) for size in sizes] for sizes in (job.vision_sizes, job.patch_sizes)
+    )
+    return _Views(vision, patches)
 
 
 def _prefetched(
-    pool: ThreadPoolExecutor, batches: Sequence[list[_Job]], load: Callable[[_Job], tuple[Tensor, Tensor]]
-) -> Iterator[tuple[list[_Job], list[tuple[Tensor, Tensor]]]]:
+    pool: ThreadPoolExecutor, batches: Sequence[list[_Job]], load: Callable[[_Job], _Views]
+) -> Iterator[tuple[list[_Job], list[_Views]]]:
     """Batches with their images; the next batch is being loaded while one is out."""
-    waiting: deque[tuple[list[_Job], list[Future[tuple[Tensor, Tensor]]]]] = deque()
+    waiting: deque[tuple[list[_Job], list[Future[_Views]]]] = deque()
     try:
         for batch in batches:
             waiting.append((batch, [pool.submit(load, job) for job in batch]))
@@ -494,34 +555,56 @@ def _prefetched(
 
 
 @dataclass(frozen=True)
-class _FrozenModels:
-    """Both models: batches in, evidence out."""
+class _Models:
+    """Both models; ``(batch, views)`` in, what is kept of each photograph out."""
 
     vision_language: VisionLanguageModel
     self_supervised: SelfSupervisedModel
-    threshold: float
     device: torch.device
 
-    @torch.inference_mode()
-    def __call__(self, batch: Sequence[_Job], images: Sequence[tuple[Tensor, Tensor]]) -> list[Evidence]:
-        vision, patches = (self._on_device(torch.stack(stack)) for stack in zip(*images, strict=True))
+    def _vision(self, views: Sequence[_Views]) -> list[Tensor]:
+        """A batch at each of its sizes, float ``(B, 3, H, W)`` in [0, 1]."""
+        return [self._on_device(stack) for stack in zip(*(one.vision for one in views), strict=True)]
+
+    def _patches(self, views: Sequence[_Views]) -> list[Tensor]:
+        return [self._on_device(stack) for stack in zip(*(one.patches for one in views), strict=True)]
+
+    def _on_device(self, images: Sequence[Tensor]) -> Tensor:
+        batch = torch.stack(list(images))
+        return batch.to(self.device, non_blocking=True, memory_format=torch.channels_last).float() / 255
+
+    def _grid(self, images: Tensor) -> Size:
+        """The self-supervised model's patches."""
         patch_size = self.self_supervised.patch_size
-        grid = (patches.shape[-2] // patch_size, patches.shape[-1] // patch_size)
-        scores: dict[str, Tensor] = {}
-        # A photograph is asked for its own tags alone: a model may let classes compete.
-        for classes in {job.classes: None for job in batch}:
-            members = [number for number, job in enumerate(batch) if job.classes == classes]
+        return images.shape[-2] // patch_size, images.shape[-1] // patch_size
+
+
+def _by_classes(batch: Sequence[_Job]) -> dict[tuple[str, ...], list[int]]:
+    """Places in the batch by tags: a photograph is asked for its own alone, because a model may let classes compete."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for number, job in enumerate(batch):
+        groups.setdefault(job.classes, []).append(number)
+    return groups
+
+
+@dataclass(frozen=True)
+class _FrozenModels(_Models):
+    """For equations 3-5."""
+
+    threshold: float
+
+    @torch.inference_mode()
+    def __call__(self, batch: Sequence[_Job], views: Sequence[_Views]) -> list[Kept]:
+        (vision,), (patches,) = self._vision(views), self._patches(views)
+        grid = self._grid(patches)
+        scores: dict[int, Tensor] = {}
+        for classes, members in _by_classes(batch).items():
             maps = self.vision_language.scores(vision[members], classes)
-            scores.update((batch[number].image_id, one) for number, one in zip(members, maps, strict=True))
+            scores.update(zip(members, maps, strict=True))
         attention = self.self_supervised.mean_attention(patches)
         return [
-            self._evidence(job, scores[job.image_id], one_attention, grid)
-            for job, one_attention in zip(batch, attention, strict=True)
+            self._evidence(job, scores[number], attention[number], grid) for number, job in enumerate(batch)
         ]
-
-    def _on_device(self, images: Tensor) -> Tensor:
-        images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
-        return images.float() / 255
 
     def _evidence(self, job: _Job, scores: Tensor, attention: Tensor, grid: tuple[int, int]) -> Evidence:
         resized = interpolate(scores[None].float(), grid, mode="bilinear", align_corners=False)
@@ -540,11 +623,34 @@ class _FrozenModels:
         )
 
 
+@dataclass(frozen=True)
+class _PlusModels(_Models):
+    """For ``fmwiss-plus``."""
+
+    options: PlusConfig
+
+    @torch.inference_mode()
+    def __call__(self, batch: Sequence[_Job], views: Sequence[_Views]) -> list[Kept]:
+        vision, patches = self._vision(views), self._patches(views)
+        grid = self._grid(patches[0])
+        features = self._merged(self.self_supervised.patch_features, patches, grid, normalise=True)
+        kept: dict[int, Kept] = {}
+        for classes, members in _by_classes(batch).items():
+            def scores_of(images: Tensor, classes: tuple[str, ...] = classes) -> Tensor:
+                return self.vision_language.scores(images, classes)
+
+            scores = self._merged(scores_of, [images[members] for images in vision], grid)
+            maps = plus_maps(scores, features[members], patches[0][members], self.options)
+            for place, number in enumerate(members):
+                kept[number] = PlusEvidence(classes, *(as_bytes(stage[place]) for stage in maps))
+        return [kept[number] for number in range(len(batch))]
+
+
 # ---------------------------------------------------------------------------------------------------------- drawing
 
 
 class StoredPseudoMasks:
-    """Masks drawn from a filled store: fresh seeds for every image, class and epoch, whatever the process.
+    """The paper's masks, drawn from a filled store: fresh seeds for every image, class and epoch, whatever the process.
 
     Args:
         store: filled by :func:`fill_store` with the photographs that will be asked for.
@@ -554,6 +660,8 @@ class StoredPseudoMasks:
     Raises:
         UserError: the store was filled for another threshold of the initial masks.
     """
+
+    stage_names = ("init", "seeds", "refined")
 
     def __init__(self, store: PseudoMaskStore, config: CosegmentationConfig, seed: int) -> None:
         if config.init_threshold != store.identity["init_threshold"]:
@@ -577,16 +685,10 @@ class StoredPseudoMasks:
 
     def stages(self, image_id: str, classes: Sequence[str], epoch: int) -> dict[str, Tensor]:
         """M_init, M_seeds and M_refine as ``init``, ``seeds`` and ``refined``, each as :meth:`masks` gives them."""
-        evidence = self.store.read(image_id)
-        missing = [name for name in classes if name not in evidence.classes]
-        if missing:
-            raise UserError(
-                f"no pseudo mask of '{missing[0]}' is stored for photograph {image_id}, which is not tagged so; "
-                "run 'fmwiss pseudo-masks' with the tags at hand"
-            )
+        evidence = self.store.read(image_id, Evidence)
         config = self.config
         size = (evidence.grid[0] * GRID_REFINEMENT, evidence.grid[1] * GRID_REFINEMENT)
-        scores = evidence.scores[[evidence.classes.index(name) for name in classes]]
+        scores = evidence.scores[_places(evidence, image_id, classes)]
         generators = [keyed_generator(self.seed, "seed points", image_id, name, epoch) for name in classes]
         candidates = (scores > config.init_threshold).flatten(1) & evidence.has_attention()
         points, drawn = draw_seeds(candidates, config.n_seeds, generators)
@@ -594,6 +696,61 @@ class StoredPseudoMasks:
         init = fine > config.init_threshold
         seeds = seed_masks(evidence.attention(points), drawn, size, config.k, config.binarize)
         return {"init": init, "seeds": seeds, "refined": fuse(init, seeds, config.fusion)}
+
+
+class StoredPlusMasks:
+    """Masks of ``fmwiss-plus`` from a filled store: the same in every epoch and for every seed.
+
+    Args:
+        store: filled by :func:`fill_store` with the photographs that will be asked for.
+        config: the thresholds.
+    """
+
+    stage_names = ("init", "propagated", "refined")
+
+    def __init__(self, store: PseudoMaskStore, config: CosegmentationConfig) -> None:
+        self.store = store
+        self.config = config
+
+    def masks(self, image_id: str, classes: Sequence[str], epoch: int) -> Tensor:
+        """The masks of the tagged classes, bool ``(C, H, W)`` over the whole photograph, in the order of ``classes``.
+
+        Raises:
+            UserError: the store does not hold this photograph with these classes.
+        """
+        return self.stages(image_id, classes, epoch)["refined"]
+
+    def stages(self, image_id: str, classes: Sequence[str], epoch: int) -> dict[str, Tensor]:
+        """The scores' masks, as the paper cuts them, those of the propagated maps and the final ones.
+
+        They are ``init``, ``propagated`` and ``refined``, each as :meth:`masks` gives them; the first two are on a
+        coarser grid, resized bilinearly before they are cut.
+        """
+        evidence = self.store.read(image_id, PlusEvidence)
+        places = _places(evidence, image_id, classes)
+        size = (evidence.refined.shape[1], evidence.refined.shape[2])
+        cuts = (self.config.init_threshold, self.config.plus.threshold, self.config.plus.threshold)
+        drawn = {}
+        for name, maps, cut in zip(
+            self.stage_names, (evidence.scores, evidence.propagated, evidence.refined), cuts, strict=True
+        ):
+            values = maps[places][:, None].float() / 255
+            drawn[name] = interpolate(values, size, mode="bilinear", align_corners=False)[:, 0] > cut
+        return drawn
+
+
+StoredMasks = StoredPseudoMasks | StoredPlusMasks
+
+
+def _places(kept: Kept, image_id: str, classes: Sequence[str]) -> list[int]:
+    """Where the classes stand among those stored."""
+    missing = [name for name in classes if name not in kept.classes]
+    if missing:
+        raise UserError(
+            f"no pseudo mask of '{missing[0]}' is stored for photograph {image_id}, which is not tagged so; "
+            "run 'fmwiss pseudo-masks' with the tags at hand"
+        )
+    return [kept.classes.index(name) for name in classes]
 
 
 def open_pseudo_masks(
@@ -606,7 +763,7 @@ def open_pseudo_masks(
     device: torch.device | str,
     seed: int,
     progress: Track = _silently,
-) -> StoredPseudoMasks:
+) -> StoredMasks:
     """Masks of tagged photographs from the store that fits a configuration; what it lacks is computed first.
 
     Args:
@@ -635,12 +792,14 @@ def open_pseudo_masks(
     self_supervised = build_self_supervised(config.self_supervised, weights, device)
     classes = sorted(set().union(*(tags[image_id] for image_id in ids)))
     identity = store_identity(config, vision_language, self_supervised)
-    if config.vision_language.competing:
+    if config.competing:
         identity["classes"] = classes  # of which those of a photograph decide on each other's scores
     store = PseudoMaskStore(cache or _default_cache(), identity)
     fill_store(
         store, source, ids, tags, classes, vision_language, self_supervised, config.batch_size, device, progress
     )
+    if config.name == "fmwiss-plus":
+        return StoredPlusMasks(store, config)
     return StoredPseudoMasks(store, config, seed)
 
 
@@ -652,7 +811,7 @@ def _default_cache() -> Path:
 
 
 def evaluate_pseudo_masks(
-    masks: StoredPseudoMasks,
+    masks: StoredMasks,
     source: PhotographSource,
     ids: Sequence[str],
     tags: Mapping[str, AbstractSet[str]],
@@ -671,12 +830,17 @@ def evaluate_pseudo_masks(
     patches without object that fill it up come row by row.
 
     Returns:
-        ``{"images": n, "init": stage, "seeds": stage, "refined": stage, "ceiling": stage}``, a stage being
-        ``{"iou": {class: per cent, or None if no photograph is tagged with it}, "miou": mean over the others}``.
+        ``{"images": n, "init": stage, ..., "refined": stage, "ceiling": stage}`` with the stages that the masks have,
+        a stage being ``{"iou": {class: per cent, or None if no photograph is tagged with it}, "miou": mean over the
+        others}``.
     """
     names = [*classes]
-    with_ceiling = masks.config.binarize == "percentile" and masks.config.fusion == "union"
-    stages = ["init", "seeds", "refined", *(["ceiling"] if with_ceiling else [])]
+    with_ceiling = (
+        isinstance(masks, StoredPseudoMasks)
+        and masks.config.binarize == "percentile"
+        and masks.config.fusion == "union"
+    )
+    stages = [*masks.stage_names, *(["ceiling"] if with_ceiling else [])]
     intersection = {stage: torch.zeros(len(names), dtype=torch.long) for stage in stages}
     union = {stage: torch.zeros(len(names), dtype=torch.long) for stage in stages}
     tagged_ids = [image_id for image_id in ids if tags[image_id] & set(names)]
@@ -684,17 +848,17 @@ def evaluate_pseudo_masks(
         tagged = [number for number, name in enumerate(names) if name in tags[image_id]]
         drawn = masks.stages(image_id, [names[number] for number in tagged], epoch)
         labels = [source.class_names.index(names[number]) + 1 for number in tagged]
-        _, height, width = drawn["init"].shape
-        pixels = dict.fromkeys(drawn, _pixels_by_place(source.read_mask(image_id), (height, width)))
+        mask = source.read_mask(image_id)
         if with_ceiling:
-            pixels["ceiling"] = _by_patch(pixels["init"], (height, width))
-            drawn["ceiling"] = ceiling_masks(pixels["ceiling"], labels, masks.config.k)
+            grid = (drawn["init"].shape[1] // GRID_REFINEMENT, drawn["init"].shape[2] // GRID_REFINEMENT)
+            patches = ceiling_masks(_pixels_by_place(mask, grid), labels, masks.config.k)
+            drawn["ceiling"] = patches.unflatten(1, grid)
+        truth = (mask == torch.tensor(labels, dtype=torch.uint8)[:, None, None]).flatten(1)
+        valid = (mask != VOID).flatten()
         for stage in stages:
-            mask = drawn[stage].flatten(1).long()
-            truth = pixels[stage][:, labels].T
-            common = (mask * truth).sum(1)
-            intersection[stage][tagged] += common
-            union[stage][tagged] += mask @ pixels[stage][:, :VOID].sum(1) + truth.sum(1) - common
+            predicted = _enlarged(drawn[stage], (mask.shape[0], mask.shape[1])).flatten(1) & valid
+            intersection[stage][tagged] += (predicted & truth).sum(1)
+            union[stage][tagged] += (predicted | truth).sum(1)
     return {"images": len(tagged_ids)} | {
         stage: _stage_summary(names, intersection[stage], union[stage]) for stage in stages
     }
@@ -709,23 +873,23 @@ def _stage_summary(names: Sequence[str], intersection: Tensor, union: Tensor) ->
     return {"iou": iou, "miou": sum(known) / len(known) if known else None}
 
 
-def _pixels_by_place(mask: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Pixels of each label in each place of a grid, ``(places, 256)`` int64; a pixel is where its centre lies.
+def _enlarged(masks: Tensor, size: Size) -> Tensor:
+    """Masks ``(C, h, w)`` at the photograph's size by nearest neighbour: a pixel is where its centre lies."""
+    row, column = _cells(size[0], masks.shape[1]), _cells(size[1], masks.shape[2])
+    return masks[:, row[:, None], column]
 
-    Sums over places are thus exactly sums over pixels of what nearest-neighbour resizing makes of a mask on the grid.
-    """
-    height, width = mask.shape
-    row = (2 * torch.arange(height) + 1) * grid[0] // (2 * height)
-    column = (2 * torch.arange(width) + 1) * grid[1] // (2 * width)
+
+def _pixels_by_place(mask: Tensor, grid: Size) -> Tensor:
+    """Pixels of each label in each place of a grid, ``(places, 256)`` int64; a pixel is where its centre lies."""
+    row, column = _cells(mask.shape[0], grid[0]), _cells(mask.shape[1], grid[1])
     place = row[:, None] * grid[1] + column
     counts = torch.bincount((place * 256 + mask.long()).flatten(), minlength=256 * grid[0] * grid[1])
     return counts.view(-1, 256)
 
 
-def _by_patch(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Pixels of each label in each patch, ``(L, 256)``, from those in each place of the masks' grid."""
-    step = GRID_REFINEMENT
-    return pixels.view(grid[0] // step, step, grid[1] // step, step, 256).sum((1, 3)).flatten(0, 1)
+def _cells(pixels: int, cells: int) -> Tensor:
+    """In which of so many equal cells the centre of each pixel of a line lies, ``(pixels,)`` int64."""
+    return (2 * torch.arange(pixels) + 1) * cells // (2 * pixels)
 
 
 def ceiling_masks(pixels: Tensor, labels: Sequence[int], k: float) -> Tensor:

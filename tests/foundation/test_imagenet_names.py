@@ -14,9 +14,11 @@ from fmwiss.foundation.images import frozen
 from fmwiss.foundation.synsets import class_synsets, find_synsets
 
 
-def make(name: str = "test_efficientnet", overrides: dict[str, list[str]] | None = None) -> ImageNetNames:
+def make(
+    name: str = "test_efficientnet", overrides: dict[str, list[str]] | None = None, rivals: float = 0.0
+) -> ImageNetNames:
     torch.manual_seed(0)
-    return frozen(ImageNetNames(timm.create_model(name), name, overrides), "cpu")
+    return frozen(ImageNetNames(timm.create_model(name), name, overrides, rivals), "cpu")
 
 
 # ResNet: a map, pooling, classifier. MobileNetV3 and ConvNeXt: layers between pooling and classifier.
@@ -62,7 +64,27 @@ def test_scores_are_activations_along_the_best_row_of_a_class() -> None:
     torch.testing.assert_close(scores[:, 1], torch.maximum(each[:, 900], each[:, 7]))
 
 
-def test_identity_changes_with_weights_and_overrides() -> None:
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_convnext"])
+def test_rivals_weigh_a_score_with_the_classifiers_own_probability_at_the_place(name: str) -> None:
+    overrides = {"first": [class_synsets()[3]], "second": [class_synsets()[900], class_synsets()[7]]}
+    plain, model = make(name, overrides), make(name, overrides, rivals=0.5)
+    stride = model.stride
+    images = torch.rand(2, 3, 2 * stride, 3 * stride)
+    scores, weighted = plain.scores(images, ["first", "second"]), model.scores(images, ["first", "second"])
+    with torch.inference_mode():
+        maps = model.classifier.forward_features(model.normalize(images))
+        for y in range(2):
+            for x in range(3):
+                outputs = model.classifier.forward_head(maps[:, :, y : y + 1, x : x + 1])
+                chances = outputs.double().exp() / outputs.double().exp().sum(1, keepdim=True)
+                weights = torch.stack([chances[:, 3], chances[:, 900] + chances[:, 7]], dim=1).sqrt()
+                torch.testing.assert_close(weighted[:, :, y, x], scores[:, :, y, x] * weights.float())
+    assert weighted.max() > 0
+
+
+def test_identity_changes_with_weights_overrides_and_rivals() -> None:
+    assert make(rivals=0.5).identity != make().identity
+    assert make().identity["scores"] == "activation"  # as it was before there were rivals
     model, other = make(), make(overrides={"cow": ["n02391049"]})
     assert isinstance(model, VisionLanguageModel)
     assert model.identity == make().identity

@@ -37,7 +37,7 @@ def build_vision_language(
         from fmwiss.foundation.weights import load_timm
 
         classifier = load_timm(config.model, weights)
-        return frozen(ImageNetNames(classifier, config.model, config.rows), device)
+        return frozen(ImageNetNames(classifier, config.model, config.rows, config.rivals), device)
 
     from fmwiss.foundation.clip import load_clip
 

@@ -29,6 +29,7 @@ class ImageNetNames(nn.Module):
         classifier: timm model with 1,000 outputs whose ``forward_features`` gives a map.
         name: its timm name.
         overrides: class name -> synset ids in place of what is found by default.
+        rivals: power with which the classifier's own probability of a class counts in its scores.
 
     Raises:
         UserError: the model has another number of outputs, or no map of features.
@@ -36,11 +37,18 @@ class ImageNetNames(nn.Module):
 
     classifier: Any
 
-    def __init__(self, classifier: nn.Module, name: str, overrides: Mapping[str, Sequence[str]] | None = None) -> None:
+    def __init__(
+        self,
+        classifier: nn.Module,
+        name: str,
+        overrides: Mapping[str, Sequence[str]] | None = None,
+        rivals: float = 0.0,
+    ) -> None:
         super().__init__()
         self.classifier = classifier
         self.name = name
         self.overrides = {key: list(synsets) for key, synsets in (overrides or {}).items()}
+        self.rivals = rivals
         self.normalize = Normalize(*(self.classifier.pretrained_cfg[key] for key in ("mean", "std")))
         self.stride = _stride(self.classifier, name)
         self._found: dict[str, list[int]] = {}
@@ -53,7 +61,7 @@ class ImageNetNames(nn.Module):
             "weights": state_digest(self.classifier),
             "rows": self.overrides,
             "synsets": table_digest(),
-            "scores": "activation",
+            "scores": "activation" if self.rivals == 0 else f"activation * probability ** {self.rivals}",
         }
 
     @torch.inference_mode()
@@ -80,9 +88,34 @@ class ImageNetNames(nn.Module):
 
         This is eq. 3 with the features' length kept, as in class activation maps: other than CLIP's, a classifier's
         features are long where it recognises something, which the normalisation of eq. 1 would throw away.
+
+        With ``rivals`` > 0 this is multiplied with a power of the probability that the classifier gives at the place to
+        the ImageNet classes that the name stands for: all the others compete, of which most are background here.
         """
         rows, owner = self.text_embeddings(class_names)
-        return class_scores(self._features(images), rows, owner, len(class_names)).clamp(min=0)
+        features = self._features(images)
+        scores = class_scores(features, rows, owner, len(class_names)).clamp(min=0)
+        if self.rivals == 0:
+            return scores
+        return scores * self.probabilities(features, class_names) ** self.rivals
+
+    @torch.inference_mode()
+    def probabilities(self, features: Tensor, class_names: Sequence[str]) -> Tensor:
+        """The softmax over the classifier's 1,000 outputs at every place, summed over those that a name stands for.
+
+        Args:
+            features: ``(B, D, h, w)``, what the final layer sees at every place.
+            class_names: C names.
+
+        Returns:
+            ``(B, C, h, w)`` in [0, 1].
+        """
+        layer = self.classifier.get_classifier()
+        outputs = torch.einsum("bdhw,rd->brhw", features, layer.weight.flatten(1))
+        if layer.bias is not None:
+            outputs = outputs + layer.bias[:, None, None]
+        each = outputs.float().softmax(1)
+        return torch.stack([each[:, self._outputs(name)].sum(1) for name in class_names], dim=1)
 
     def _features(self, images: Tensor) -> Tensor:
         features = self.classifier.forward_features(self.normalize(fit(images, self.stride)))

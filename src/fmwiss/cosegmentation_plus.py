@@ -1,0 +1,92 @@
+"""Co-segmentation beyond the paper (``fmwiss-plus``): tensors in, maps out.
+
+The paper asks the self-supervised model what a few seed points attend to, and cuts that at a fixed share of the
+photograph. Here every patch takes part: the vision-language model's scores flow along the self-supervised model's patch
+similarities, in competition with a background, and are then adapted to the photograph's colours. Nothing is drawn at
+random, photographs do not see each other, and no constant belongs to a class.
+
+Everything is batched: ``(B, C, gh, gw)`` are photographs, classes and the self-supervised model's patch grid, ``L = gh *
+gw`` its patches in row-major order. One batch with C tagged classes::
+
+    scores = merge_views(maps, mirrored, grid)                       # eq. 3, averaged over views
+    features = merge_views(patch_features, mirrored, grid, normalise=True)
+    maps = plus_maps(scores, features, images, options)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fmwiss.config import PlusConfig
+from fmwiss.cosegmentation import scale_scores
+from fmwiss.pamr import pixel_affinity, refine_masks
+
+__all__ = ["PlusMaps", "merge_views", "patch_affinity", "plus_maps", "propagate"]
+
+
+class PlusMaps(NamedTuple):
+    """The maps of a batch at every stage, in [0, 1].
+
+    Attributes:
+        scores: ``(B, C, gh, gw)``, min-max scaled.
+        propagated: ``(B, C, gh, gw)``.
+        refined: ``(B, C, H, W)``.
+    """
+
+    scores: Tensor
+    propagated: Tensor
+    refined: Tensor
+
+
+def merge_views(
+    maps: Sequence[Tensor], mirrored: Sequence[bool], size: tuple[int, int], normalise: bool = False
+) -> Tensor:
+    """The mean of what a model gives for several views of the same photographs.
+
+    Args:
+        maps: ``(B, K, h, w)`` of each view, with its own ``h, w``.
+        mirrored: which views are mirror images; they are turned back.
+        size: ``(gh, gw)``, to which all are resized (bilinearly).
+        normalise: scale every vector over K to length 1, before the mean and after it.
+
+    Returns:
+        ``(B, K, gh, gw)``.
+    """
+    total = torch.zeros(())
+    for view, turned in zip(maps, mirrored, strict=True):
+        view = view.float().flip(-1) if turned else view.float()
+        view = F.normalize(view, dim=1) if normalise else view
+        if view.shape[-2:] != size:
+            view = F.interpolate(view, size, mode="bilinear", align_corners=False)
+        total = total.to(view.device) + view
+    mean = total / len(maps)
+    return F.normalize(mean, dim=1) if normalise else mean
+
+
+def patch_affinity(features: Tensor, temperature: float) -> Tensor:
+    """How much a patch takes from each of all patches: a softmax over their cosines.
+
+    Args:
+        features: ``(B, D, gh, gw)``, L2-normalised over D.
+        temperature: tau; cosines are divided by it.
+
+    Returns:
+        ``(B, L, L)``, rows summing to 1.
+    """
+    patches = features.flatten(2)
+    return (patches.mT @ patches / temperature).softmax(-1)
+
+
+def propagate(maps: Tensor, affinity: Tensor) -> Tensor:
+    """Every patch's value becomes the mean of all patches' values, weighted by its affinity to them.
+
+    Args:
+        maps: ``(B, K, gh, gw)``.
+        affinity: ``(B, L, L)`` from :func:`patch_affinity`.
+    """
+    return (maps.flatten(2) @ affinity.mT).unflatten(2, maps.shape[-2:])

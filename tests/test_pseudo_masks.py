@@ -17,10 +17,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms.v2.functional import resize
 
 import fmwiss.pseudo_masks
 from fmwiss.config import CosegmentationConfig
 from fmwiss.cosegmentation import draw_seeds, fuse, scale_scores, seed_masks
+from fmwiss.cosegmentation_plus import plus_maps
 from fmwiss.data.randomness import keyed_generator
 from fmwiss.data.voc import VOC_CLASSES, VOCSource
 from fmwiss.errors import UserError
@@ -29,6 +31,7 @@ from fmwiss.pseudo_masks import (
     Evidence,
     PlusEvidence,
     PseudoMaskStore,
+    StoredMasks,
     StoredPlusMasks,
     StoredPseudoMasks,
     ceiling_masks,
@@ -78,6 +81,7 @@ class ColourAttention:
     def __init__(self) -> None:
         self.identity: dict[str, Any] = {"model": "colours"}
         self.shapes: list[tuple[int, ...]] = []
+        self.feature_shapes: list[tuple[int, ...]] = []
         self.rows: dict[tuple[float, ...], Tensor] = {}
 
     def mean_attention(self, images: Tensor) -> Tensor:
@@ -89,6 +93,7 @@ class ColourAttention:
         return self.mean_attention(images)[:, None]
 
     def patch_features(self, images: Tensor) -> Tensor:
+        self.feature_shapes.append(tuple(images.shape))
         return F.avg_pool2d(images, self.patch_size)
 
     def mean_attention_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -501,14 +506,15 @@ class TestDraws:
             filled.masks().masks("2007_000000", ["sheep"], 0)
 
 
-def slow_iou(filled: Setup, stage: str, name: str) -> float:
+def slow_iou(filled: Setup, stage: str, name: str, masks: StoredMasks | None = None) -> float:
     """Photograph by photograph, with the mask resized to full resolution."""
+    masks = masks or filled.masks()
     intersection = union = 0
     for image_id in filled.ids:
         if name not in filled.tags[image_id]:
             continue
         truth = filled.source.read_mask(image_id)
-        mask = filled.masks().stages(image_id, [name], 0)[stage]
+        mask = masks.stages(image_id, [name], 0)[stage]
         mask = F.interpolate(mask[None].float(), truth.shape, mode="nearest-exact")[0, 0] > 0
         mask = mask & (truth != 255)
         truth = truth == VOC_CLASSES.index(name) + 1
@@ -605,9 +611,14 @@ PLUS = CosegmentationConfig.model_validate(
         "name": "fmwiss-plus",
         "vision_language": {"input_size": 64},
         "self_supervised": {"input_size": 96},
-        "plus": {"score_scales": [1.0, 1.5], "feature_scales": [1.0, 0.75]},
+        "plus": {"score_scales": [1.0, 1.5], "feature_scales": [1.0, 0.5], "resolution": 3, "pamr_iterations": 2},
     }
 )
+
+
+def with_options(**options: Any) -> CosegmentationConfig:
+    """PLUS with other options of its own."""
+    return PLUS.model_copy(update={"plus": PLUS.plus.model_copy(update=options)})
 
 
 @pytest.fixture(scope="module")
@@ -619,3 +630,141 @@ def plus(tiny_voc: Path, tmp_path_factory: pytest.TempPathFactory) -> Setup:
 
 
 class TestPlus:
+    def test_the_models_see_every_scale_plain_and_mirrored(self, plus: Setup) -> None:
+        assert {shape[2:] for shape in plus.vision.shapes} == {(48, 64), (64, 48), (80, 96), (96, 80)}
+        assert {shape[2:] for shape in plus.attention.feature_shapes} == {(72, 96), (96, 72), (40, 48), (48, 40)}
+        shown = sum(shape[0] for shape in plus.attention.feature_shapes)
+        assert shown == 4 * len(plus.ids)
+        assert not plus.attention.shapes  # nobody asks for attention
+
+    def test_maps_are_those_of_the_functions(self, plus: Setup) -> None:
+        """From the store, against the models' own output, photograph by photograph and view by view."""
+        models = ColourNames(), ColourAttention()
+        for image_id in plus.ids[:5]:
+            image = plus.source.read_image(image_id)
+            names = [name for name in CLASSES if name in plus.tags[image_id]]
+            height, width = image.shape[1:]
+
+            def view(side: int, step: int, image: Tensor = image) -> Tensor:
+                size = working_size(image.shape[1], image.shape[2], side, step)
+                return resize(image, list(size), antialias=True)[None].float() / 255
+
+            scores, features = [], []
+            with torch.inference_mode():
+                for side in (64, 96):
+                    seen = view(side, 16)
+                    scores += [models[0].scores(seen, names), models[0].scores(seen.flip(-1), names).flip(-1)]
+                for side in (96, 48):
+                    seen = view(side, 8)
+                    mirrored = models[1].patch_features(seen.flip(-1)).flip(-1)
+                    features += [models[1].patch_features(seen), mirrored]
+            grid = (features[0].shape[2], features[0].shape[3])
+            assert grid == ((9, 12) if width > height else (12, 9))
+            merged = sum(F.interpolate(one, grid, mode="bilinear") for one in scores) / 4
+            alike = sum(F.interpolate(F.normalize(one, dim=1), grid, mode="bilinear") for one in features)
+            maps = plus_maps(merged, F.normalize(alike, dim=1), view(96, 8), PLUS.plus)
+            evidence = plus.store.read(image_id, PlusEvidence)
+            assert evidence.classes == tuple(names)
+            for stage, expected in zip(("scores", "propagated", "refined"), maps, strict=True):
+                kept = getattr(evidence, stage)
+                assert kept.dtype == torch.uint8 and kept.shape == expected.shape[1:]
+                assert (kept.float() / 255 - expected[0]).abs().max() < 0.51 / 255
+
+    def test_a_photograph_does_not_see_those_that_it_meets_in_a_batch(self, plus: Setup, tmp_path: Path) -> None:
+        alone = Setup(plus.source.root, tmp_path, config=PLUS)
+        assert alone.fill(batch_size=1) == len(alone.ids)
+        for image_id in plus.ids:
+            for one, other in zip(
+                plus.store.read(image_id, PlusEvidence).tensors().values(),
+                alone.store.read(image_id, PlusEvidence).tensors().values(),
+                strict=True,
+            ):
+                assert (one.int() - other.int()).abs().max() <= 1  # rounding of sums in another order
+
+    def test_goes_on_after_a_kill_with_the_same_bits(self, plus: Setup, tmp_path: Path) -> None:
+        again = Setup(plus.source.root, tmp_path, config=PLUS)
+        again.fill()
+        assert again.files() == plus.files()
+        for path in sorted(again.store.folder.glob("*.safetensors"))[2:7]:
+            path.unlink()
+        assert again.fill() == 5
+        assert again.files() == plus.files()
+
+    def test_masks_are_cut_at_the_thresholds(self, plus: Setup) -> None:
+        image_id = next(i for i in plus.ids if len(plus.tags[i]) > 1)
+        names = sorted(plus.tags[image_id])
+        evidence = plus.store.read(image_id, PlusEvidence)
+        order = [evidence.classes.index(name) for name in names]
+        maps = evidence.refined[order].float() / 255
+        high = PLUS.model_copy(update={"plus": PLUS.plus.model_copy(update={"threshold": 0.7, "exclusive": False})})
+        overlapping = StoredPlusMasks(plus.store, high).masks(image_id, names, 0)
+        assert torch.equal(overlapping, maps > 0.7)
+        apart = plus.plus().masks(image_id, names, 0)
+        assert apart.sum(0).max() == 1
+        for number in range(len(names)):
+            others = torch.cat([maps[:number], maps[number + 1 :]]).amax(0)
+            assert torch.equal(apart[number] & (maps[number] != others), (maps[number] > 0.5) & (maps[number] > others))
+        # one class is what it is beside the others, whoever asks
+        assert torch.equal(plus.plus().masks(image_id, names[1:2], 0), apart[1:2])
+        stages = plus.plus().stages(image_id, names, 0)
+        assert list(stages) == ["init", "propagated", "refined"]
+        scores = F.interpolate(evidence.scores[order][None].float() / 255, maps.shape[1:], mode="bilinear")[0]
+        assert torch.equal(stages["init"], scores > 0.5)
+        assert all(stage.shape == apart.shape and stage.dtype == torch.bool for stage in stages.values())
+
+    def test_every_epoch_and_process_has_the_same_masks(self, plus: Setup) -> None:
+        image_id = plus.ids[0]
+        names = sorted(plus.tags[image_id])
+        first = plus.plus().masks(image_id, names, 0)
+        assert torch.equal(first, plus.plus().masks(image_id, names, 7))
+        assert torch.equal(first, pickle.loads(pickle.dumps(plus.plus())).masks(image_id, names, 0))
+        with pytest.raises(UserError, match="no pseudo mask of 'train'"):
+            plus.plus().masks(image_id, ["train"], 0)
+
+    def test_is_evaluated_stage_by_stage(self, plus: Setup) -> None:
+        result = evaluate_pseudo_masks(plus.plus(), plus.source, plus.ids, plus.tags, CLASSES)
+        assert list(result) == ["images", "init", "propagated", "refined"]
+        for stage in ("init", "propagated", "refined"):
+            for name in CLASSES:
+                assert result[stage]["iou"][name] == pytest.approx(slow_iou(plus, stage, name, plus.plus()))
+
+    def test_damaged_files_are_found(self, tiny_voc: Path, tmp_path: Path) -> None:
+        setup = Setup(tiny_voc, tmp_path, config=PLUS)
+        setup.fill()
+        path = min(setup.store.folder.glob("*.safetensors"))
+        path.write_bytes(path.read_bytes()[:-9])
+        with pytest.raises(UserError, match="missing or damaged"):
+            setup.plus().masks(path.name.rsplit("-", 1)[0], [], 0)
+        assert setup.fill() == 1
+
+    def test_identity_holds_what_the_maps_depend_on(self, tmp_path: Path) -> None:
+        def folder(config: CosegmentationConfig) -> str:
+            return PseudoMaskStore(tmp_path, store_identity(config, ColourNames(), ColourAttention())).folder.name
+
+        plain = folder(PLUS)
+        for drawn in ({"threshold": 0.3}, {"exclusive": False}):
+            assert folder(with_options(**drawn)) == plain
+        draws = {"n_seeds": 3, "k": 60, "binarize": "mass", "fusion": "none", "batch_size": 1, "init_threshold": 0.2}
+        assert folder(PLUS.model_copy(update=draws)) == plain
+        changed = [
+            with_options(**{name: value})
+            for name, value in {
+                "score_scales": (1.0,),
+                "feature_scales": (1.0,),
+                "flip": False,
+                "temperature": 0.1,
+                "background": None,
+                "rounds": 2,
+                "resolution": 2,
+                "pamr_iterations": 0,
+                "pamr_dilations": (1,),
+            }.items()
+        ]
+        assert {*PLUS.plus.model_dump()} == {*changed[0].plus.model_dump()}
+        names = [folder(config) for config in changed]
+        assert len({plain, folder(CONFIG), *names}) == len(names) + 2
+
+    def test_the_papers_store_is_the_one_it_was_before_there_was_another(self, tmp_path: Path) -> None:
+        for config in (CONFIG, CONFIG.model_copy(update={"plus": PLUS.plus})):
+            identity = store_identity(config, ColourNames(), ColourAttention())
+            assert PseudoMaskStore(tmp_path, identity).folder.name == "c0bbd213e04afd04"

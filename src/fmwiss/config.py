@@ -168,11 +168,26 @@ class PlusConfig(_Section):
     )
     feature_scales: tuple[Scale, ...] = Field(
         (1.0,), min_length=1, description="the same of the self-supervised model; its features are averaged on the "
-        "patch grid of its input_size"
+        "patch grid of the first one"
     )
     flip: bool = Field(True, description="both models see the photographs' mirror images, too")
     temperature: float = Field(0.07, gt=0, description="tau, of the softmax over the patches' cosines")
-    threshold: float = Field(0.5, ge=0, lt=1, description="places above this are the class's")
+    background: float | None = Field(
+        1.0, gt=0, description="beta: (1 - largest score) ** beta competes as background in every round; null: nothing "
+        "does"
+    )
+    rounds: PositiveInt = Field(1, description="times that the maps flow along the patches' similarities")
+    resolution: PositiveInt = Field(7, description="places of the masks per patch, in each direction")
+    pamr_iterations: int = Field(
+        10, ge=0, description="iterations of pixel-adaptive mask refinement; 0: masks are enlarged and no more"
+    )
+    pamr_dilations: tuple[PositiveInt, ...] = Field(
+        (1, 2, 4), min_length=1, description="distances of PAMR's neighbours, in places of the masks"
+    )
+    exclusive: bool = Field(
+        True, description="a place belongs to at most one of a photograph's tagged classes, the one with the largest map"
+    )
+    threshold: float = Field(0.5, ge=0, lt=1, description="places above this are a class's")
 
 
 class CosegmentationConfig(_Section):
@@ -201,7 +216,8 @@ class CosegmentationConfig(_Section):
     @property
     def competing(self) -> bool:
         """Whether a class's mask depends on the other names."""
-        return self.vision_language.competing
+        plus = self.name == "fmwiss-plus" and (self.plus.exclusive or self.plus.background is not None)
+        return plus or self.vision_language.competing
 
 
 class CopyPasteConfig(_Section):

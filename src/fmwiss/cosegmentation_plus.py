@@ -26,7 +26,7 @@ from fmwiss.config import PlusConfig
 from fmwiss.cosegmentation import scale_scores
 from fmwiss.pamr import pixel_affinity, refine_masks
 
-__all__ = ["PlusMaps", "merge_views", "patch_affinity", "plus_maps", "propagate"]
+__all__ = ["PlusMaps", "merge_views", "patch_affinity", "plus_maps", "propagate", "refine", "with_background"]
 
 
 class PlusMaps(NamedTuple):
@@ -90,3 +90,65 @@ def propagate(maps: Tensor, affinity: Tensor) -> Tensor:
         affinity: ``(B, L, L)`` from :func:`patch_affinity`.
     """
     return (maps.flatten(2) @ affinity.mT).unflatten(2, maps.shape[-2:])
+
+
+def with_background(scaled: Tensor, power: float) -> Tensor:
+    """The background joins the classes: it is where no class is.
+
+    Args:
+        scaled: ``(B, C, gh, gw)`` in [0, 1].
+        power: beta of ``(1 - max over classes) ** beta``.
+
+    Returns:
+        ``(B, C + 1, gh, gw)``, the background last.
+    """
+    return torch.cat([scaled, (1 - scaled.amax(1, keepdim=True)) ** power], dim=1)
+
+
+def shares(maps: Tensor) -> Tensor:
+    """What part each of K competitors has in every place: ``(B, K, h, w)``, not negative, to sums of 1 (or 0)."""
+    return maps / maps.sum(1, keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
+
+
+def refine(maps: Tensor, images: Tensor, size: tuple[int, int], options: PlusConfig) -> Tensor:
+    """Maps enlarged and adapted to the photographs' colours by PAMR.
+
+    Args:
+        maps: ``(B, C, gh, gw)`` in [0, 1].
+        images: ``(B, 3, H', W')`` in [0, 1], any size.
+        size: ``(H, W)`` of the result; ``pamr_dilations`` count its places.
+        options: ``pamr_iterations`` and ``pamr_dilations``.
+
+    Returns:
+        ``(B, C, H, W)`` in [0, 1].
+    """
+    large = F.interpolate(maps, size, mode="bilinear", align_corners=False)
+    if options.pamr_iterations == 0:
+        return large
+    colours = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+    refined = []
+    for one, colour in zip(large.split(1), colours.split(1), strict=True):  # 24 neighbours of a photograph at a time
+        affinity = pixel_affinity(colour, options.pamr_dilations)
+        refined.append(refine_masks(one, affinity, options.pamr_dilations, options.pamr_iterations))
+    return torch.cat(refined).clamp(0, 1)
+
+
+def plus_maps(scores: Tensor, features: Tensor, images: Tensor, options: PlusConfig) -> PlusMaps:
+    """From scores to maps, stage by stage.
+
+    Args:
+        scores: ``(B, C, gh, gw)``, merged over views.
+        features: ``(B, D, gh, gw)``, merged over views, L2-normalised over D.
+        images: ``(B, 3, H', W')`` in [0, 1], for their colours.
+        options: the constants.
+    """
+    grid = (scores.shape[-2], scores.shape[-1])
+    scaled = scale_scores(scores, grid)
+    affinity = patch_affinity(features, options.temperature)
+    flowing = scaled if options.background is None else with_background(scaled, options.background)
+    for _ in range(options.rounds):
+        flowing = propagate(flowing, affinity)
+        flowing = flowing if options.background is None else shares(flowing)
+    propagated = scale_scores(flowing[:, : scores.shape[1]], grid)
+    size = (grid[0] * options.resolution, grid[1] * options.resolution)
+    return PlusMaps(scaled, propagated, refine(propagated, images, size, options))

@@ -65,6 +65,9 @@ _STALE_SECONDS = 3600
 
 Size = tuple[int, int]
 
+_DRAWN = ("threshold", "exclusive")
+"""Options of ``fmwiss-plus`` that the maps of a store do not depend on: they belong to the draws."""
+
 T = TypeVar("T")
 KeptT = TypeVar("KeptT", bound="Kept")
 
@@ -181,7 +184,7 @@ class PlusEvidence(Kept):
 
 def as_bytes(maps: Tensor) -> Tensor:
     """Maps in [0, 1] as uint8 on the CPU, to the nearest 255th."""
-    return (maps.float() * 255).round().to(torch.uint8).cpu()
+    return (maps.float() * 255).round().to(torch.uint8).cpu().contiguous()
 
 
 def encode_attention(attention: Tensor) -> tuple[Tensor, Tensor]:
@@ -474,7 +477,7 @@ class _Survey:
         plus = store.plus
         vision, patches = (store.identity[model]["input_size"] for model in ("vision_language", "self_supervised"))
         self.vision = _inputs(vision, (1.0,) if plus is None else plus.score_scales), vision_stride
-        self.patches = _inputs(patches, (1.0,) if plus is None else (1.0, *plus.feature_scales)), patch_stride
+        self.patches = _inputs(patches, (1.0,) if plus is None else plus.feature_scales), patch_stride
 
     def __call__(self, image_id: str) -> _Job | None:
         classes = tuple(name for name in self.classes if name in self.tags[image_id])
@@ -629,6 +632,17 @@ class _PlusModels(_Models):
 
     options: PlusConfig
 
+    def _merged(
+        self, model: Callable[[Tensor], Tensor], views: Sequence[Tensor], grid: Size, normalise: bool = False
+    ) -> Tensor:
+        """What a model gives for a batch at each of its sizes, and for the mirror images, as one map on the grid."""
+        maps = [model(images) for images in views]
+        mirrored = [False] * len(views)
+        if self.options.flip:
+            maps += [model(images.flip(-1)) for images in views]
+            mirrored += [True] * len(views)
+        return merge_views(maps, mirrored, grid, normalise)
+
     @torch.inference_mode()
     def __call__(self, batch: Sequence[_Job], views: Sequence[_Views]) -> list[Kept]:
         vision, patches = self._vision(views), self._patches(views)
@@ -703,7 +717,7 @@ class StoredPlusMasks:
 
     Args:
         store: filled by :func:`fill_store` with the photographs that will be asked for.
-        config: the thresholds.
+        config: the thresholds, and whether classes exclude each other.
     """
 
     stage_names = ("init", "propagated", "refined")
@@ -729,14 +743,22 @@ class StoredPlusMasks:
         evidence = self.store.read(image_id, PlusEvidence)
         places = _places(evidence, image_id, classes)
         size = (evidence.refined.shape[1], evidence.refined.shape[2])
-        cuts = (self.config.init_threshold, self.config.plus.threshold, self.config.plus.threshold)
-        drawn = {}
-        for name, maps, cut in zip(
-            self.stage_names, (evidence.scores, evidence.propagated, evidence.refined), cuts, strict=True
-        ):
-            values = maps[places][:, None].float() / 255
-            drawn[name] = interpolate(values, size, mode="bilinear", align_corners=False)[:, 0] > cut
-        return drawn
+        scores, propagated, refined = (
+            interpolate(maps[:, None].float() / 255, size, mode="bilinear", align_corners=False)[:, 0]
+            for maps in (evidence.scores, evidence.propagated, evidence.refined)
+        )
+        return {
+            "init": (scores > self.config.init_threshold)[places],
+            "propagated": self._cut(propagated)[places],
+            "refined": self._cut(refined)[places],
+        }
+
+    def _cut(self, maps: Tensor) -> Tensor:
+        """Masks of all the classes of a photograph, ``(C, H, W)``."""
+        masks = maps > self.config.plus.threshold
+        if not self.config.plus.exclusive:
+            return masks
+        return masks & (maps.argmax(0) == torch.arange(len(maps))[:, None, None])
 
 
 StoredMasks = StoredPseudoMasks | StoredPlusMasks

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fmwiss.cosegmentation_plus import merge_views, patch_affinity, propagate
+from fmwiss.config import PlusConfig
+from fmwiss.cosegmentation_plus import (
+    merge_views,
+    patch_affinity,
+    plus_maps,
+    propagate,
+    refine,
+    shares,
+    with_background,
+)
+from fmwiss.pamr import pixel_affinity, refine_masks
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -59,3 +69,97 @@ def test_propagation_agrees_with_a_loop_over_patches(tau: float) -> None:
             values = maps[b, c].flatten().tolist()
             expected = [sum(w * v for w, v in zip(row, values, strict=True)) for row in rows]
             torch.testing.assert_close(propagated[b, c].flatten(), torch.tensor(expected).double())
+
+
+def test_affinity_is_a_distribution_that_sharpens_with_falling_temperature() -> None:
+    features = F.normalize(random(1, 6, 3, 4) - 0.5, dim=1)
+    affinities = [patch_affinity(features, tau) for tau in (1.0, 0.1, 0.01)]
+    for affinity in affinities:
+        torch.testing.assert_close(affinity.sum(-1), torch.ones(1, 12))
+    diagonals = [float(affinity.diagonal(dim1=1, dim2=2).mean()) for affinity in affinities]
+    assert diagonals == sorted(diagonals) and diagonals[-1] > 0.99
+
+
+def test_the_background_is_where_no_class_is() -> None:
+    scaled = torch.tensor([[[[0.0, 0.5, 1.0]], [[0.25, 0.2, 0.3]]]])
+    together = with_background(scaled, 2.0)
+    assert torch.equal(together[:, :2], scaled)
+    assert together[0, 2, 0].tolist() == [0.5625, 0.25, 0.0]
+
+
+def test_shares_by_hand() -> None:
+    maps = torch.tensor([[[[0.2, 0.0]], [[0.6, 0.0]]]])
+    torch.testing.assert_close(shares(maps), torch.tensor([[[[0.25, 0.0]], [[0.75, 0.0]]]]))
+
+
+class TestRefine:
+    options = PlusConfig(pamr_iterations=3, pamr_dilations=(1, 2))
+
+    def test_is_pamr_of_the_enlarged_maps_in_the_photographs_colours(self) -> None:
+        maps, images = random(2, 3, 4, 5), random(2, 3, 32, 40, seed=1)
+        refined = refine(maps, images, (8, 10), self.options)
+        large = F.interpolate(maps, (8, 10), mode="bilinear")
+        colours = F.interpolate(images, (8, 10), mode="bilinear", antialias=True)
+        expected = refine_masks(large, pixel_affinity(colours, (1, 2)), (1, 2), 3)
+        torch.testing.assert_close(refined, expected)
+        plain = refine(maps, images, (8, 10), PlusConfig(pamr_iterations=0))
+        assert torch.equal(plain, large)
+
+    def test_boundaries_move_to_edges_in_the_photograph(self) -> None:
+        image = torch.zeros(1, 3, 16, 16)
+        image[..., 10:] = 1.0
+        maps = torch.zeros(1, 1, 2, 2)
+        maps[..., 1] = 1.0  # half of the map: enlarged, the boundary is at 8
+        options = PlusConfig(pamr_iterations=20, pamr_dilations=(1, 2, 4))
+        mask = refine(maps, image, (16, 16), options) > 0.5
+        assert mask[..., 10:].all() and not mask[..., :10].any()
+
+
+def minmax(values: list[float]) -> list[float]:
+    low, high = min(values), max(values)
+    return [(value - low) / (high - low) for value in values]
+
+
+@pytest.mark.parametrize(("background", "rounds"), [(None, 1), (None, 2), (1.0, 1), (3.0, 2)])
+def test_maps_agree_with_a_loop_over_patches(background: float | None, rounds: int) -> None:
+    """Stage by stage, photograph by photograph."""
+    options = PlusConfig(background=background, rounds=rounds, temperature=0.2, resolution=2, pamr_iterations=0)
+    scores, features = random(2, 3, 3, 4, seed=2) * 5, F.normalize(random(2, 6, 3, 4, seed=3) - 0.5, dim=1)
+    maps = plus_maps(scores.double(), features.double(), random(2, 3, 42, 56), options)
+    for b in range(2):
+        scaled = [minmax(scores[b, c].double().flatten().tolist()) for c in range(3)]
+        torch.testing.assert_close(maps.scores[b].flatten(1), torch.tensor(scaled).double())
+        competitors = [*scaled]
+        if background is not None:
+            competitors.append([(1 - max(column)) ** background for column in zip(*scaled, strict=True)])
+        rows = slow_affinity(patches_of(features[b].double()), 0.2)
+        for _ in range(rounds):
+            competitors = [
+                [sum(w * v for w, v in zip(row, values, strict=True)) for row in rows] for values in competitors
+            ]
+            if background is not None:
+                totals = [sum(column) for column in zip(*competitors, strict=True)]
+                competitors = [[v / t for v, t in zip(one, totals, strict=True)] for one in competitors]
+        expected = torch.tensor([minmax(values) for values in competitors[:3]]).double()
+        torch.testing.assert_close(maps.propagated[b].flatten(1), expected)
+        enlarged = F.interpolate(expected.view(1, 3, 3, 4), (6, 8), mode="bilinear")
+        torch.testing.assert_close(maps.refined[b], enlarged[0])
+
+
+def test_photographs_do_not_see_each_other() -> None:
+    scores, features = random(3, 2, 4, 5), F.normalize(random(3, 6, 4, 5, seed=1) - 0.5, dim=1)
+    images = random(3, 3, 28, 35, seed=2)
+    together = plus_maps(scores, features, images, PlusConfig())
+    for b in range(3):
+        alone = plus_maps(scores[b : b + 1], features[b : b + 1], images[b : b + 1], PlusConfig())
+        for one, other in zip(alone, together, strict=True):
+            torch.testing.assert_close(one[0], other[b])
+
+
+def test_a_map_that_says_nothing_stays_empty() -> None:
+    features = F.normalize(random(1, 6, 4, 5) - 0.5, dim=1)
+    scores = torch.stack([torch.full((4, 5), 0.3), random(4, 5, seed=1)])[None]
+    for maps in plus_maps(scores, features, random(1, 3, 28, 35), PlusConfig(background=None)):
+        assert not maps[:, 0].any() and maps[:, 1].max() > 0.5
+    for maps in plus_maps(scores[:, :1], features, random(1, 3, 28, 35), PlusConfig()):
+        assert torch.isfinite(maps).all() and not maps.any()

@@ -185,6 +185,21 @@ def test_pseudo_masks_writes_masks_pictures_and_figures(world: World, capsys: py
     assert "bird" in capsys.readouterr().out
 
 
+def test_pseudo_masks_beyond_the_paper_have_stages_of_their_own(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.make_weights()
+    plus = ["--set", "cosegmentation.name=fmwiss-plus", "--set", "cosegmentation.plus.resolution=2"]
+    assert run(world.pseudo_masks("--evaluate", "--json", "--split", "val", "--pictures", "1", *plus)) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert list(figures) == ["split", "images", "init", "propagated", "refined"]
+    assert 0 < figures["refined"]["miou"] < 100
+    assert len(list((world.out / "masks").iterdir())) >= figures["images"]
+    shown = next((world.out / "pictures").iterdir())
+    with Image.open(shown) as picture, Image.open(world.data / "JPEGImages" / f"{shown.stem}.jpg") as photograph:
+        assert picture.width >= 4 * photograph.width  # the photograph and three stages
+
+
 def test_classes_prints_what_stands_for_a_name(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["classes", "pottedplant", "dog"]) == 0
     out = capsys.readouterr().out

@@ -108,8 +108,12 @@ def test_step_1_from_true_masks_is_marked_as_diagnostic(run: Path, tiny_voc: Pat
     assert train(configure(experiment), tiny_voc, None, run) == {}  # nothing is left to do
 
 
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [("fmwiss", ("init", "seeds", "refined")), ("fmwiss-plus", ("init", "propagated", "refined"))],
+)
 def test_step_1_from_foundation_models_opens_no_mask_of_a_training_photograph(
-    run: Path, tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path
+    name: str, stages: tuple[str, ...], run: Path, tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path
 ) -> None:
     """The masks are deleted after step 0 has read the tags from them."""
     data, weights = Path(shutil.copytree(tiny_voc, tmp_path / "voc")), tmp_path / "weights"
@@ -119,6 +123,7 @@ def test_step_1_from_foundation_models_opens_no_mask_of_a_training_photograph(
     torch.manual_seed(0)
     save_file(timm.create_model("test_efficientnet").state_dict(), weights / "test_efficientnet.safetensors")
     foundation = {
+        "name": name,
         "vision_language": {"name": "imagenet-names", "model": "test_efficientnet", "tag": None, "input_size": 96},
         "self_supervised": {"model": "test_vit", "pretrained": False, "input_size": 96},
     }
@@ -133,9 +138,7 @@ def test_step_1_from_foundation_models_opens_no_mask_of_a_training_photograph(
     assert gallery.training and all(one.truth is None for one in gallery.training)
     for one in gallery.training:
         tagged = [name for name in ("sheep", "sofa") if name in one.tags]
-        assert {stage: list(masks) for stage, masks in one.stages.items()} == {
-            stage: tagged for stage in ("init", "seeds", "refined")
-        }
+        assert {stage: list(masks) for stage, masks in one.stages.items()} == dict.fromkeys(stages, tagged)
         assert list(one.maps) == ["background", *tagged] and one.sample is not None and list(one.sample.masks) == tagged
     assert any(one.sample is not None and one.sample.pasted for one in gallery.training)
 

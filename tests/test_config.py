@@ -242,8 +242,8 @@ def test_a_method_has_its_own_keys(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         load_config(path, ["method.alpha=0.25"])
     assert str(caught.value) == (
-        "--set method.alpha=0.25: unknown key method.alpha (it belongs to fmwiss, and method.name is finetuning); "
-        "the nearest right key is method.name"
+        "--set method.alpha=0.25: unknown key method.alpha (it belongs to fmwiss and wilson, and method.name is "
+        "finetuning); the nearest right key is method.name"
     )
     with pytest.raises(UserError, match=r"unknown key method.los; the nearest right key is method.loss$"):
         load_config(path, ["method.los=bce"])

@@ -231,7 +231,44 @@ class FineTuningConfig(_Section):
     )
 
 
-MethodConfig = Annotated[FMWISSConfig | FineTuningConfig, Field(discriminator="name")]
+class WILSONConfig(_Section):
+    """WILSON's constants, and readings where its paper and its published code differ (see docs/methods/wilson.md)."""
+
+    name: Literal["wilson"] = "wilson"
+    alpha: Probability = Field(0.5, description="hard against soft localizer output; WILSON takes 0.9 for COCO")
+    localizer_epochs: int = Field(
+        5, ge=0, description="of the configured epochs, the first ones, in which the localizer teaches nobody yet"
+    )
+    focal_lambda: float = Field(0.01, gt=0, description="lambda of the focal penalty, which is at most -log(lambda)")
+    focal_p: float = Field(3.0, ge=1, description="exponent of the focal penalty")
+    background_cutoff: Probability = Field(
+        0.7, description="self-supervision: background where its mask is above this share of its largest value"
+    )
+    class_cutoff: Probability = Field(0.6, description="self-supervision: the same of a tagged new class")
+    lowest_cutoff: Probability = Field(0.2, description="self-supervision: no label where a mask is below this")
+    pamr_iterations: int = Field(10, ge=0, description="iterations of pixel-adaptive mask refinement; 0 does without")
+    pamr_dilations: tuple[PositiveInt, ...] = Field(
+        (1, 2, 4, 8, 12), min_length=1, description="distances of PAMR's neighbours, in places of the feature map"
+    )
+    feature_distillation: float = Field(
+        1.0, ge=0, description="weight of the squared distance between the student's and the old model's features"
+    )
+    encoder_gradient: bool = Field(True, description="gradients of the localizer's losses reach the encoder")
+    hard_classes: Literal["new", "tagged"] = Field(
+        "new", description="classes over which the hard labels take their maximum: background and tagged new ones, or "
+        "all old ones too"
+    )
+    gate: Literal["hard", "soft"] = Field(
+        "hard", description="a photograph counts for the student if its hard labels are of exactly the tagged new "
+        "classes; soft ones always are (published code)"
+    )
+    segmentation_reduction: Literal["sum-classes", "mean"] = Field(
+        "sum-classes", description="the student's loss is summed over classes (published code) or averaged"
+    )
+    untagged_absent: bool = Field(True, description="new classes without a tag count as absent from the photograph")
+
+
+MethodConfig = Annotated[FMWISSConfig | FineTuningConfig | WILSONConfig, Field(discriminator="name")]
 """How the steps after 0 learn: a choice by ``name``."""
 
 
@@ -535,6 +572,8 @@ def _wanted(problem: Mapping[str, Any]) -> str:
         return " or ".join(str(context["expected_tags"]).rsplit(", ", 1))
     if kind == "too_long":
         return f"a list of {context['max_length']}"
+    if kind == "too_short":
+        return "a longer list"
     if kind in _WANTED or kind.endswith(("_type", "_parsing", "_from_float")):
         return _WANTED.get(kind.partition("_")[0], "of another type")
     return problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("must be ")

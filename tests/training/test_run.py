@@ -137,6 +137,36 @@ def test_a_base_trained_for_another_method_has_a_memory(
     assert list(train(config, tiny_voc, None, tmp_path / "run", base=tmp_path / "base")) == [1]
 
 
+def test_wilson_learns_from_tags_alone(
+    run: Path, tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No mask of a training photograph, no foundation model, no memory."""
+    data, out = Path(shutil.copytree(tiny_voc, tmp_path / "voc")), tmp_path / "wilson"
+    for mask in (data / "SegmentationClassAug").glob("train_aug_*.png"):
+        mask.unlink()
+    (run / "step0" / "memory_bank.safetensors").unlink()
+    monkeypatch.setattr("fmwiss.training.run.open_pseudo_masks", None)
+    config = configure(experiment, method={"name": "wilson", "localizer_epochs": 1}, cosegmentation={})
+    assert list(train(config, data, None, out, base=run)) == [1]
+    lines = [json.loads(line) for line in (out / "step1/metrics.jsonl").read_text().splitlines()]
+    first = {"image_label", "prior", "features"}
+    assert [set(line["losses"]) for line in lines if "losses" in line] == [
+        first,
+        first | {"self_supervision", "all_bce"},
+    ]
+    assert json.loads((out / "step1/evaluation.json").read_text())["diagnostic"] is False
+    assert list((out / "step1/teacher").glob("sheep_*.png"))  # what the localizer says in the end
+    assert [step.out_channels for step in load_segmenter(out).classifier.steps] == [5, 2]  # type: ignore[union-attr]
+
+
+def test_what_does_not_fit_is_found_before_anything_is_done(
+    tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"localizer_epochs = 5 leaves none of training.steps.epochs = 2"):
+        train(configure(experiment, method={"name": "wilson"}), tiny_voc, None, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_single_class_steps_whose_classes_enter_the_memory(
     run: Path, tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from fmwiss.config import DataConfig
+from fmwiss.config import Config
 from fmwiss.data.batches import Batch
 from fmwiss.models import Segmenter
 
@@ -38,8 +38,8 @@ class Method(nn.Module, ABC):
     """Epochs before and on top of the configured ones."""
 
     @classmethod
-    def check(cls, options: Any, data: DataConfig) -> None:
-        """Raise UserError where the method's options do not fit the section ``data``; asked before anything is done."""
+    def check(cls, options: Any, config: Config) -> None:
+        """Raise UserError where the method's options do not fit the rest of the experiment; asked before all else."""
 
     def __init__(self, student: Segmenter, freeze_batch_norm: bool = False) -> None:
         super().__init__()

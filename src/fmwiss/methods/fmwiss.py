@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fmwiss.config import DataConfig, FMWISSConfig
+from fmwiss.config import Config, FMWISSConfig
 from fmwiss.data.batches import Batch
 from fmwiss.losses import DenseContrastiveLoss, PixelBCELoss, sample_points
 from fmwiss.losses.dense_contrastive import NEGATIVE_ONLY, NOT_DRAWN
@@ -39,8 +39,8 @@ class FMWISS(Method):
     frozen = ("old_model",)
 
     @classmethod
-    def check(cls, options: Any, data: DataConfig) -> None:
-        check_stride(options.loss_stride, data.crop_size)
+    def check(cls, options: Any, config: Config) -> None:
+        check_stride(options.loss_stride, config.data.crop_size)
 
     def __init__(
         self, student: Segmenter, old_model: Segmenter, options: FMWISSConfig, freeze_batch_norm: bool = False

@@ -124,7 +124,7 @@ class _Run:
         self.source = VOCSource(self.data)
         self.protocol = Protocol.from_config(self.config.protocol)
         options = self.config.data
-        method_class(self.config.method).check(self.config.method, options)
+        method_class(self.config.method).check(self.config.method, self.config)
         self.transform = JointTransform(options.crop_size, options.resize, options.scale, options.flip)
 
     def open(self) -> None:

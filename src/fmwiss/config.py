@@ -268,7 +268,49 @@ class WILSONConfig(_Section):
     untagged_absent: bool = Field(True, description="new classes without a tag count as absent from the photograph")
 
 
-MethodConfig = Annotated[FMWISSConfig | FineTuningConfig | WILSONConfig, Field(discriminator="name")]
+class LocatorConfig(OptimizationConfig):
+    """How a locator learns from tags, before the student."""
+
+    epochs: PositiveInt = Field(10, description="epochs over the step's photographs")
+    batch_size: PositiveInt = Field(16, description="photographs per iteration, over all processes")
+    head_rate: float = Field(10.0, gt=0, description="rate of the locator's own layers, as a multiple")
+    freeze_batch_norm: bool = Field(True, description="keep the encoder's batch norm statistics")
+
+
+class OfflineConfig(_Section):
+    """What offline methods share: a locator makes hard masks once, then the student learns them."""
+
+    name: str
+    locator: LocatorConfig = LocatorConfig()
+    encoder: Literal["frozen", "trained"] = Field(
+        "trained", description="whether the locator's encoder, the old model's to begin with, learns too"
+    )
+    scales: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (0.5, 1.0, 1.5, 2.0), min_length=1, description="sizes at which a photograph is looked at to make its mask"
+    )
+    flip: bool = Field(True, description="its mirror images are looked at too")
+    background_score: Probability = Field(
+        0.2, description="a class has the places where its map is above this share of its largest value"
+    )
+    segmentation_reduction: Literal["sum-classes", "mean"] = Field(
+        "sum-classes", description="the student's loss is summed over classes (WILSON's published code) or averaged"
+    )
+    untagged_absent: bool = Field(True, description="new classes without a tag count as absent from the photograph")
+    loss_stride: PositiveInt = Field(
+        1, description="pixel losses are taken at 1 / loss_stride of the crop's resolution"
+    )
+
+
+class CAMConfig(OfflineConfig):
+    """Class activation maps (see docs/methods/cam.md)."""
+
+    name: Literal["cam"] = "cam"
+    encoder: Literal["frozen", "trained"] = Field(
+        "frozen", description="whether the locator's encoder, the old model's to begin with, learns too"
+    )
+
+
+MethodConfig = Annotated[FMWISSConfig | FineTuningConfig | WILSONConfig | CAMConfig, Field(discriminator="name")]
 """How the steps after 0 learn: a choice by ``name``."""
 
 

@@ -118,8 +118,12 @@ def test_nothing_is_left_over(runs: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------------- other methods
 
-OTHERS: dict[str, dict[str, Any]] = {"wilson": {"name": "wilson", "localizer_epochs": 1}}
+OTHERS: dict[str, dict[str, Any]] = {
+    "wilson": {"name": "wilson", "localizer_epochs": 1},
+    "cam": {"name": "cam", "scales": [1.0], "locator": {"epochs": 2, "batch_size": 2}},
+}
 MOMENTS = [{"at": "iteration", "step": 1, "number": number} for number in (1, 3)]
+"""Of the locator, too, where a method has one."""
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -145,5 +149,7 @@ def test_a_killed_run_of_another_method_ends_with_the_same_weights(
     assert json.loads(done.stdout) == [[0], [-9] * len(MOMENTS) + [0]], done.stderr
     straight, killed = (load_file(tmp_path / run / "step1/model.safetensors") for run in ("straight", "killed"))
     assert [n for n in straight if not torch.equal(straight[n], killed[n])] == []
+    if name != "wilson":
+        return
     pictures = [sorted((tmp_path / run / "step1/teacher").glob("*.png")) for run in ("straight", "killed")]
     assert pictures[0] and [p.read_bytes() for p in pictures[0]] == [p.read_bytes() for p in pictures[1]]

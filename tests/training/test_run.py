@@ -159,6 +159,47 @@ def test_wilson_learns_from_tags_alone(
     assert [step.out_channels for step in load_segmenter(out).classifier.steps] == [5, 2]  # type: ignore[union-attr]
 
 
+def test_a_locator_makes_the_masks_before_the_student_learns(
+    run: Path, tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = Path(shutil.copytree(tiny_voc, tmp_path / "voc")), tmp_path / "cam"
+    for mask in (data / "SegmentationClassAug").glob("train_aug_*.png"):
+        mask.unlink()
+    monkeypatch.setattr("fmwiss.training.run.open_pseudo_masks", None)
+    method = {"name": "cam", "scales": [0.5, 1.0], "locator": {"epochs": 1, "batch_size": 4}}
+    config = configure(experiment, method=method, cosegmentation={})
+    assert list(train(config, data, None, out, base=run)) == [1]
+    figures = json.loads((out / "step1/evaluation.json").read_text())
+    masks = list((out / "step1/locator/masks").iterdir())
+    assert len(masks) == figures["training_images"]
+    assert figures["diagnostic"] is False
+    assert not (out / "step1/locator/state").exists()
+    lines = [json.loads(line) for line in (out / "step1/locator/metrics.jsonl").read_text().splitlines()]
+    assert [set(line["losses"]) for line in lines if "losses" in line] == [{"tags"}]
+    assert all(load_file(path)["labels"].max() <= 2 for path in masks)
+    assert not (out / "step1/teacher").exists()
+
+
+def test_masks_that_are_there_are_not_made_again(
+    run: Path, tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = {"name": "cam", "scales": [1.0], "locator": {"epochs": 1, "batch_size": 4}}
+    config, out = configure(experiment, method=method), tmp_path / "cam"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("fmwiss.methods.cam.CAM.training_step", _interrupt)
+        train(config, tiny_voc, None, out, base=run)
+    before = {path.name: path.read_bytes() for path in (out / "step1/locator/masks").iterdir()}
+    with pytest.raises(UserError, match=r"background_score = 0.2 but 0.5"):
+        train(configure(experiment, method={**method, "background_score": 0.5}), tiny_voc, None, out)
+    monkeypatch.setattr("fmwiss.methods.cam.CAMLocator.training_step", _interrupt)
+    assert list(train(config, tiny_voc, None, out)) == [1]
+    assert {path.name: path.read_bytes() for path in (out / "step1/locator/masks").iterdir()} == before
+
+
+def _interrupt(*arguments: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def test_what_does_not_fit_is_found_before_anything_is_done(
     tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from fmwiss.config import Config
 from fmwiss.data.batches import Batch
 from fmwiss.models import Segmenter
+
+if TYPE_CHECKING:
+    from fmwiss.methods.offline import Locator
 
 Supervision = Literal["pixel", "image"]
 
@@ -61,6 +64,10 @@ class Method(nn.Module, ABC):
         dataclass.
         """
         return self.training_step(Batch(**batch), generator)
+
+    def locator(self) -> Locator | None:
+        """What learns before the student, from the same photographs and tags, to make the masks for the student."""
+        return None
 
     def extra_heads(self) -> list[nn.Module]:
         """Modules beside the student that learn, at the heads' rate."""

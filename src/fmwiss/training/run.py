@@ -34,10 +34,12 @@ from fmwiss.models import Segmenter, finished_steps
 from fmwiss.pseudo_masks import open_pseudo_masks
 from fmwiss.reporting.pictures import probability_maps, save_png
 from fmwiss.reporting.progress import track
+from fmwiss.training.located import LocatedMasks
 from fmwiss.training.loop import Loop
 
 BANK = "memory_bank.safetensors"
 TAGS = "tags.json"
+LOCATOR = "locator"
 MAPS_PER_CLASS = 3
 """Photographs of every new class whose probability maps are drawn at the end of a step."""
 
@@ -199,18 +201,13 @@ class _Run:
         new_tags = {i: tags[i] & frozenset(self.protocol.new(t)) for i in chosen}
         dataset = self._mask_dataset(chosen) if t == 0 else self._weak_dataset(t, method, chosen, new_tags)
         prepared = time.monotonic()
-        loop = Loop(
-            fabric=self.fabric,
-            options=options,
-            folder=folder,
-            seed=training.seed,
-            step=t,
-            workers=self.config.data.workers,
-            checkpoint_every=training.checkpoint_every,
-            gradient_clip=training.gradient_clip,
+        loop = self._loop(
+            t,
+            options,
+            folder,
+            f"step {t}",
             validate_every=training.validate_every,
             validate=lambda: self._evaluate(method.student).as_dict(),
-            description=f"step {t}",
         )
         training_seconds = loop.run(method, dataset, len(chosen))
         trained = time.monotonic()
@@ -231,6 +228,21 @@ class _Run:
             self._finish(folder, method, result, seconds, len(chosen))
         self.fabric.barrier()
         return result
+
+    def _loop(self, t: int, options: OptimizationConfig, folder: Path, description: str, **validation: Any) -> Loop:
+        training = self.config.training
+        return Loop(
+            fabric=self.fabric,
+            options=options,
+            folder=folder,
+            seed=training.seed,
+            step=t,
+            workers=self.config.data.workers,
+            checkpoint_every=training.checkpoint_every,
+            gradient_clip=training.gradient_clip,
+            description=description,
+            **validation,
+        )
 
     def _draw_probability_maps(self, folder: Path, method: Method, tags: Mapping[str, frozenset[str]]) -> None:
         """Pictures of what supervised the student in the end, for the first photographs of every new class."""
@@ -302,16 +314,40 @@ class _Run:
     def _weak_dataset(
         self, t: int, method: Method, ids: list[str], tags: Mapping[str, frozenset[str]]
     ) -> WeakDataset:
-        return WeakDataset(
-            self.source,
-            ids,
-            tags,
-            self.protocol.new(t),
-            self.transform,
-            self.config.training.seed,
-            self._pseudo_masks(ids, tags) if method.learns_from_pseudo_masks else None,
-            self._copy_paste(t) if method.pastes_instances else None,
-        )
+        masks: PseudoMaskSource | None
+        if method.learns_from_pseudo_masks:
+            masks = self._pseudo_masks(ids, tags)
+        else:
+            masks = self._located_masks(t, method, ids, tags)
+        copy_paste = self._copy_paste(t) if method.pastes_instances else None
+        new, seed = self.protocol.new(t), self.config.training.seed
+        return WeakDataset(self.source, ids, tags, new, self.transform, seed, masks, copy_paste)
+
+    def _located_masks(
+        self, t: int, method: Method, ids: list[str], tags: Mapping[str, frozenset[str]]
+    ) -> LocatedMasks | None:
+        """Train the method's locator, if it has one, and keep the masks that it makes; what is there is not redone."""
+        locator = method.locator()
+        if locator is None:
+            return None
+        new, seed = self.protocol.new(t), self.config.training.seed
+        folder = self.folder / f"step{t}" / LOCATOR
+        masks = LocatedMasks(folder / "masks", new)
+        missing = masks.missing(ids)
+        self.fabric.barrier()  # every process has looked before the first one writes
+        if missing:
+            dataset = WeakDataset(self.source, ids, tags, new, self.transform, seed, None, None)
+            self._loop(t, locator.options.locator, folder, f"step {t}, locator").run(locator, dataset, len(ids))
+            locator.eval()
+            mine = missing[self.fabric.global_rank :: self.fabric.world_size]
+            for image_id in track(mine, "locating"):
+                image = locator.student.to_working_size(self.source.read_image(image_id))
+                tagged = [place for place, name in enumerate(new) if name in tags[image_id]]
+                masks.write(image_id, locator.labels(image, tagged).cpu())
+        self.fabric.barrier()
+        if self.fabric.is_global_zero:
+            shutil.rmtree(folder / "state", ignore_errors=True)
+        return masks
 
     def _pseudo_masks(self, ids: list[str], tags: Mapping[str, frozenset[str]]) -> PseudoMaskSource:
         options, seed = self.config.cosegmentation, self.config.training.seed
@@ -393,8 +429,9 @@ class _Run:
 
 
 def _is_begun(step: Path) -> bool:
-    """Whether a step's folder holds a model or a checkpoint."""
-    return (step / "model.json").is_file() or any(step.glob("state/*"))
+    """Whether a step's folder holds a model, a checkpoint or a locator's masks."""
+    kept = ("state/*", f"{LOCATOR}/state/*", f"{LOCATOR}/masks/*")
+    return (step / "model.json").is_file() or any(path for pattern in kept for path in step.glob(pattern))
 
 
 _BASE_KEYS = (

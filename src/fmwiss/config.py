@@ -310,7 +310,18 @@ class CAMConfig(OfflineConfig):
     )
 
 
-MethodConfig = Annotated[FMWISSConfig | FineTuningConfig | WILSONConfig | CAMConfig, Field(discriminator="name")]
+class SEAMConfig(OfflineConfig):
+    """Self-supervised equivariant attention (see docs/methods/seam.md)."""
+
+    name: Literal["seam"] = "seam"
+    background_score: Probability = Field(
+        0.26, description="a class has the places where its map is above this share of its largest value"
+    )
+
+
+MethodConfig = Annotated[
+    FMWISSConfig | FineTuningConfig | WILSONConfig | CAMConfig | SEAMConfig, Field(discriminator="name")
+]
 """How the steps after 0 learn: a choice by ``name``."""
 
 

@@ -159,14 +159,18 @@ def test_wilson_learns_from_tags_alone(
     assert [step.out_channels for step in load_segmenter(out).classifier.steps] == [5, 2]  # type: ignore[union-attr]
 
 
+LOCATORS = {"cam": {"tags"}, "seam": {"tags", "dark", "er", "ecr"}}
+
+
+@pytest.mark.parametrize("name", LOCATORS)
 def test_a_locator_makes_the_masks_before_the_student_learns(
-    run: Path, tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, run: Path, tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data, out = Path(shutil.copytree(tiny_voc, tmp_path / "voc")), tmp_path / "cam"
+    data, out = Path(shutil.copytree(tiny_voc, tmp_path / "voc")), tmp_path / name
     for mask in (data / "SegmentationClassAug").glob("train_aug_*.png"):
         mask.unlink()
     monkeypatch.setattr("fmwiss.training.run.open_pseudo_masks", None)
-    method = {"name": "cam", "scales": [0.5, 1.0], "locator": {"epochs": 1, "batch_size": 4}}
+    method = {"name": name, "scales": [0.5, 1.0], "locator": {"epochs": 1, "batch_size": 4}}
     config = configure(experiment, method=method, cosegmentation={})
     assert list(train(config, data, None, out, base=run)) == [1]
     figures = json.loads((out / "step1/evaluation.json").read_text())
@@ -175,7 +179,7 @@ def test_a_locator_makes_the_masks_before_the_student_learns(
     assert figures["diagnostic"] is False
     assert not (out / "step1/locator/state").exists()
     lines = [json.loads(line) for line in (out / "step1/locator/metrics.jsonl").read_text().splitlines()]
-    assert [set(line["losses"]) for line in lines if "losses" in line] == [{"tags"}]
+    assert [set(line["losses"]) for line in lines if "losses" in line] == [LOCATORS[name]]
     assert all(load_file(path)["labels"].max() <= 2 for path in masks)
     assert not (out / "step1/teacher").exists()
 

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fmwiss.config import CAMConfig, FineTuningConfig, FMWISSConfig, MethodConfig, WILSONConfig
+from fmwiss.config import CAMConfig, FineTuningConfig, FMWISSConfig, MethodConfig, SEAMConfig, WILSONConfig
 from fmwiss.methods.base import Method
 from fmwiss.methods.cam import CAM
 from fmwiss.methods.finetuning import FineTuning
 from fmwiss.methods.fmwiss import FMWISS
+from fmwiss.methods.seam import SEAM
 from fmwiss.methods.supervised import Supervised
 from fmwiss.methods.wilson import WILSON
 from fmwiss.models import Segmenter
 
-__all__ = ["CAM", "FMWISS", "METHODS", "WILSON", "FineTuning", "Method", "Supervised", "build_method", "method_class"]
+__all__ = [
+    "CAM",
+    "FMWISS",
+    "METHODS",
+    "SEAM",
+    "WILSON",
+    "FineTuning",
+    "Method",
+    "Supervised",
+    "build_method",
+    "method_class",
+]
 
 METHODS: dict[type, type[Method]] = {
     FMWISSConfig: FMWISS,
     FineTuningConfig: FineTuning,
     WILSONConfig: WILSON,
     CAMConfig: CAM,
+    SEAMConfig: SEAM,
 }
 """By the type of the configuration's section ``method``, what learns the steps after 0."""
 

@@ -289,9 +289,6 @@ class OfflineConfig(_Section):
         (0.5, 1.0, 1.5, 2.0), min_length=1, description="sizes at which a photograph is looked at to make its mask"
     )
     flip: bool = Field(True, description="its mirror images are looked at too")
-    background_score: Probability = Field(
-        0.2, description="a class has the places where its map is above this share of its largest value"
-    )
     segmentation_reduction: Literal["sum-classes", "mean"] = Field(
         "sum-classes", description="the student's loss is summed over classes (WILSON's published code) or averaged"
     )
@@ -301,7 +298,15 @@ class OfflineConfig(_Section):
     )
 
 
-class CAMConfig(OfflineConfig):
+class ActivationMapConfig(OfflineConfig):
+    """Those whose maps are cut at a constant."""
+
+    background_score: Probability = Field(
+        0.2, description="a class has the places where its map is above this share of its largest value"
+    )
+
+
+class CAMConfig(ActivationMapConfig):
     """Class activation maps (see docs/methods/cam.md)."""
 
     name: Literal["cam"] = "cam"
@@ -310,7 +315,7 @@ class CAMConfig(OfflineConfig):
     )
 
 
-class SEAMConfig(OfflineConfig):
+class SEAMConfig(ActivationMapConfig):
     """Self-supervised equivariant attention (see docs/methods/seam.md)."""
 
     name: Literal["seam"] = "seam"
@@ -319,8 +324,23 @@ class SEAMConfig(OfflineConfig):
     )
 
 
+class SSConfig(OfflineConfig):
+    """Single-stage segmentation from image labels (see docs/methods/ss.md)."""
+
+    name: Literal["ss"] = "ss"
+    pretraining_epochs: int = Field(
+        5, ge=0, description="of the locator's epochs, the first ones, without its self-supervision"
+    )
+    gate: float = Field(0.3, ge=0, lt=1, description="psi, share of the shallow features in the stochastic gate")
+    pamr_iterations: int = Field(10, ge=0, description="iterations of pixel-adaptive mask refinement; 0 does without")
+    pamr_dilations: tuple[PositiveInt, ...] = Field(
+        (1, 2, 4, 8, 12, 24), min_length=1, description="distances of PAMR's neighbours, in places of the masks"
+    )
+    background_power: float = Field(3.0, gt=0, description="the background's mask counts to this power in hard masks")
+
+
 MethodConfig = Annotated[
-    FMWISSConfig | FineTuningConfig | WILSONConfig | CAMConfig | SEAMConfig, Field(discriminator="name")
+    FMWISSConfig | FineTuningConfig | WILSONConfig | CAMConfig | SEAMConfig | SSConfig, Field(discriminator="name")
 ]
 """How the steps after 0 learn: a choice by ``name``."""
 

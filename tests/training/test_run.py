@@ -159,7 +159,7 @@ def test_wilson_learns_from_tags_alone(
     assert [step.out_channels for step in load_segmenter(out).classifier.steps] == [5, 2]  # type: ignore[union-attr]
 
 
-LOCATORS = {"cam": {"tags"}, "seam": {"tags", "dark", "er", "ecr"}}
+LOCATORS = {"cam": {"tags"}, "seam": {"tags", "dark", "er", "ecr"}, "ss": {"image_label", "self_supervision"}}
 
 
 @pytest.mark.parametrize("name", LOCATORS)
@@ -171,6 +171,7 @@ def test_a_locator_makes_the_masks_before_the_student_learns(
         mask.unlink()
     monkeypatch.setattr("fmwiss.training.run.open_pseudo_masks", None)
     method = {"name": name, "scales": [0.5, 1.0], "locator": {"epochs": 1, "batch_size": 4}}
+    method |= {"pretraining_epochs": 0} if name == "ss" else {}
     config = configure(experiment, method=method, cosegmentation={})
     assert list(train(config, data, None, out, base=run)) == [1]
     figures = json.loads((out / "step1/evaluation.json").read_text())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fmwiss.config import CAMConfig, FineTuningConfig, FMWISSConfig, MethodConfig, SEAMConfig, WILSONConfig
+from fmwiss.config import CAMConfig, FineTuningConfig, FMWISSConfig, MethodConfig, SEAMConfig, SSConfig, WILSONConfig
 from fmwiss.methods.base import Method
 from fmwiss.methods.cam import CAM
 from fmwiss.methods.finetuning import FineTuning
 from fmwiss.methods.fmwiss import FMWISS
 from fmwiss.methods.seam import SEAM
+from fmwiss.methods.ss import SS
 from fmwiss.methods.supervised import Supervised
 from fmwiss.methods.wilson import WILSON
 from fmwiss.models import Segmenter
@@ -19,6 +20,7 @@ __all__ = [
     "FMWISS",
     "METHODS",
     "SEAM",
+    "SS",
     "WILSON",
     "FineTuning",
     "Method",
@@ -33,6 +35,7 @@ METHODS: dict[type, type[Method]] = {
     WILSONConfig: WILSON,
     CAMConfig: CAM,
     SEAMConfig: SEAM,
+    SSConfig: SS,
 }
 """By the type of the configuration's section ``method``, what learns the steps after 0."""
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fmwiss.config import Config, OfflineConfig
+from fmwiss.config import ActivationMapConfig, Config, OfflineConfig
 from fmwiss.data.batches import Batch
 from fmwiss.losses import PixelBCELoss
 from fmwiss.methods.base import Method
@@ -38,6 +38,8 @@ class Locator(Method):
     """
 
     supervision = "image"
+    maps_background: ClassVar[bool] = False
+    """Whether :meth:`maps` has the background, too, first."""
 
     def __init__(self, segmenter: Segmenter, n_new: int, options: OfflineConfig) -> None:
         super().__init__(segmenter, options.locator.freeze_batch_norm)
@@ -48,7 +50,19 @@ class Locator(Method):
 
     @abstractmethod
     def maps(self, images: Tensor) -> Tensor:
-        """How much each new class is where: ``(B, 3, H, W)`` images in [0, 1] to ``(B, |C_t|, h, w)``, not negative."""
+        """How much each new class is where: ``(B, 3, H, W)`` images in [0, 1] to ``(B, n, h, w)``, not negative.
+
+        n is |C_t|, or one more with the background first where :attr:`maps_background`.
+        """
+
+    def compare(self, maps: Tensor) -> tuple[Tensor, Tensor | float]:
+        """Scores of the tagged classes ``(C, gh, gw)`` and of the background, ``(gh, gw)`` or a constant.
+
+        Args:
+            maps: mean over scales and mirror images, ``(C, gh, gw)``, behind the background's where there is one.
+        """
+        assert isinstance(self.options, ActivationMapConfig)
+        return maps / maps.amax(dim=(1, 2), keepdim=True).clamp(min=1e-5), self.options.background_score
 
     def train(self, mode: bool = True) -> Locator:
         super().train(mode)
@@ -72,8 +86,7 @@ class Locator(Method):
     def labels(self, image: Tensor, tagged: Sequence[int]) -> Tensor:
         """Hard pseudo mask of one photograph.
 
-        The maps of the photograph at every scale, and of its mirror image, are summed, divided by each class's largest
-        value and compared with the background's constant score.
+        The mean of its maps at every scale, and of its mirror images', decides by :meth:`compare`.
 
         Args:
             image: ``(1, 3, H, W)`` in [0, 1], at the working size.
@@ -84,19 +97,21 @@ class Locator(Method):
         """
         height, width = image.shape[-2:]
         grid = (-(-height // MASK_STRIDE), -(-width // MASK_STRIDE))
-        total = image.new_zeros((len(tagged), *grid))
+        first = int(self.maps_background)
+        shown = [*range(first), *(first + label for label in tagged)]
+        total = image.new_zeros((len(shown), *grid))
         for scale in self.options.scales:
             size = (max(1, round(height * scale)), max(1, round(width * scale)))
             scaled = F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)
             views = torch.cat([scaled, scaled.flip(-1)]) if self.options.flip else scaled
-            maps = self.maps(views)[:, list(tagged)].float()
+            maps = self.maps(views)[:, shown].float()
             if self.options.flip:
                 maps = torch.cat([maps[:1], maps[1:].flip(-1)])
-            total += F.interpolate(maps, size=grid, mode="bilinear", align_corners=False).sum(dim=0)
-        total /= total.amax(dim=(1, 2), keepdim=True).clamp(min=1e-5)
-        best, place = total.max(dim=0)
+            total += F.interpolate(maps, size=grid, mode="bilinear", align_corners=False).mean(dim=0)
+        scores, background = self.compare(total / len(self.options.scales))
+        best, place = scores.max(dim=0)
         labels = torch.tensor([label + 1 for label in tagged], dtype=torch.uint8, device=image.device)[place]
-        return labels.masked_fill_(best <= self.options.background_score, BACKGROUND)
+        return labels.masked_fill_(best <= background, BACKGROUND)
 
 
 class Offline(Method):

@@ -339,8 +339,19 @@ class SSConfig(OfflineConfig):
     background_power: float = Field(3.0, gt=0, description="the background's mask counts to this power in hard masks")
 
 
+class EPSConfig(ActivationMapConfig):
+    """Explicit pseudo-pixel supervision by saliency (see docs/methods/eps.md)."""
+
+    name: Literal["eps"] = "eps"
+    tau: Probability = Field(
+        0.4, description="a class is part of the saliency if more than this share of its places is salient"
+    )
+    lam: Probability = Field(0.5, description="lambda, foreground against background in the saliency that maps imply")
+
+
 MethodConfig = Annotated[
-    FMWISSConfig | FineTuningConfig | WILSONConfig | CAMConfig | SEAMConfig | SSConfig, Field(discriminator="name")
+    FMWISSConfig | FineTuningConfig | WILSONConfig | CAMConfig | SEAMConfig | SSConfig | EPSConfig,
+    Field(discriminator="name"),
 ]
 """How the steps after 0 learn: a choice by ``name``."""
 

@@ -33,5 +33,5 @@ def test_damaged_missing_and_foreign_files_are_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a.safetensors is missing or damaged"):
         masks.masks("a", ["sheep"], 0)
     LocatedMasks(tmp_path, ("sofa",)).write("a", torch.zeros(2, 2, dtype=torch.uint8))
-    with pytest.raises(UserError, match="other classes"):
+    with pytest.raises(UserError, match="is about sofa, not sheep"):
         masks.masks("a", ["sheep"], 0)

@@ -160,6 +160,7 @@ def test_wilson_learns_from_tags_alone(
 
 
 LOCATORS = {"cam": {"tags"}, "seam": {"tags", "dark", "er", "ecr"}, "ss": {"image_label", "self_supervision"}}
+LOCATORS["eps"] = {"tags", "saliency"}
 
 
 @pytest.mark.parametrize("name", LOCATORS)
@@ -172,7 +173,8 @@ def test_a_locator_makes_the_masks_before_the_student_learns(
     monkeypatch.setattr("fmwiss.training.run.open_pseudo_masks", None)
     method = {"name": name, "scales": [0.5, 1.0], "locator": {"epochs": 1, "batch_size": 4}}
     method |= {"pretraining_epochs": 0} if name == "ss" else {}
-    config = configure(experiment, method=method, cosegmentation={})
+    vit = {"model": "test_vit", "pretrained": False, "input_size": 64}
+    config = configure(experiment, method=method, cosegmentation={"self_supervised": vit})
     assert list(train(config, data, None, out, base=run)) == [1]
     figures = json.loads((out / "step1/evaluation.json").read_text())
     masks = list((out / "step1/locator/masks").iterdir())
@@ -181,7 +183,8 @@ def test_a_locator_makes_the_masks_before_the_student_learns(
     assert not (out / "step1/locator/state").exists()
     lines = [json.loads(line) for line in (out / "step1/locator/metrics.jsonl").read_text().splitlines()]
     assert [set(line["losses"]) for line in lines if "losses" in line] == [LOCATORS[name]]
-    assert all(load_file(path)["labels"].max() <= 2 for path in masks)
+    assert all(load_file(path)["map"].max() <= 2 for path in masks)
+    assert len(list((out / "step1/locator").glob("saliency/*"))) == (len(masks) if name == "eps" else 0)
     assert not (out / "step1/teacher").exists()
 
 

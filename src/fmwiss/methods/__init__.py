@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fmwiss.config import CAMConfig, FineTuningConfig, FMWISSConfig, MethodConfig, SEAMConfig, SSConfig, WILSONConfig
+from fmwiss.config import (
+    CAMConfig,
+    EPSConfig,
+    FineTuningConfig,
+    FMWISSConfig,
+    MethodConfig,
+    SEAMConfig,
+    SSConfig,
+    WILSONConfig,
+)
 from fmwiss.methods.base import Method
 from fmwiss.methods.cam import CAM
+from fmwiss.methods.eps import EPS
 from fmwiss.methods.finetuning import FineTuning
 from fmwiss.methods.fmwiss import FMWISS
 from fmwiss.methods.seam import SEAM
@@ -17,6 +27,7 @@ from fmwiss.models import Segmenter
 
 __all__ = [
     "CAM",
+    "EPS",
     "FMWISS",
     "METHODS",
     "SEAM",
@@ -36,6 +47,7 @@ METHODS: dict[type, type[Method]] = {
     CAMConfig: CAM,
     SEAMConfig: SEAM,
     SSConfig: SS,
+    EPSConfig: EPS,
 }
 """By the type of the configuration's section ``method``, what learns the steps after 0."""
 

@@ -38,6 +38,8 @@ class Locator(Method):
     """
 
     supervision = "image"
+    learns_from_saliency: ClassVar[bool] = False
+    """Whether batches must have saliency maps."""
     maps_background: ClassVar[bool] = False
     """Whether :meth:`maps` has the background, too, first."""
 

@@ -1,4 +1,4 @@
-"""The masks that a step's locator makes, kept in the step's folder."""
+"""What a step's locator is taught with and what it makes, kept in the step's folder: one small file a photograph."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from torch import Tensor
 from fmwiss.errors import UserError
 from fmwiss.files import write_atomically
 
-CLASSES = "classes"
+MAP = "map"
+ABOUT = "about"
 
 
-class LocatedMasks:
-    """One small file a photograph with the label of every place; files appear whole or not at all.
+class KeptMaps:
+    """One uint8 map a photograph; files appear whole or not at all.
 
     Args:
         folder: where the files are, made if need be.
-        classes: the new classes, of the labels 1, 2, ...
+        about: what the values mean, as JSON; files that say otherwise are refused.
     """
 
-    def __init__(self, folder: Path, classes: Sequence[str]) -> None:
+    def __init__(self, folder: Path, about: Sequence[str]) -> None:
         self.folder = folder
-        self.classes = tuple(classes)
+        self.about = list(about)
 
     def path(self, image_id: str) -> Path:
         """Where the file of a photograph is, or would be."""
@@ -38,25 +39,38 @@ class LocatedMasks:
         """The photographs that have no file."""
         return [image_id for image_id in ids if not self.path(image_id).is_file()]
 
-    def write(self, image_id: str, labels: Tensor) -> None:
-        """Keep a photograph's labels, uint8 ``(gh, gw)``."""
-        content = save({"labels": labels.contiguous()}, metadata={CLASSES: json.dumps(self.classes)})
+    def write(self, image_id: str, values: Tensor) -> None:
+        """Keep a photograph's map, uint8 ``(gh, gw)``."""
+        content = save({MAP: values.contiguous()}, metadata={ABOUT: json.dumps(self.about)})
         write_atomically(self.path(image_id), lambda temporary: temporary.write_bytes(content))
 
-    def masks(self, image_id: str, classes: Sequence[str], epoch: int) -> Tensor:
-        """Bool ``(len(classes), gh, gw)``, the same in every epoch; no two masks overlap.
+    def map(self, image_id: str) -> Tensor:
+        """A photograph's map, uint8 ``(gh, gw)``.
 
         Raises:
-            UserError: there is no file of the photograph, or it is damaged or of other classes.
+            UserError: there is no file of the photograph, or it is damaged or says something else.
         """
         path = self.path(image_id)
         try:
             with safe_open(path, framework="pt") as file:
-                known = json.loads((file.metadata() or {})[CLASSES])
-                labels = file.get_tensor("labels")
+                about = json.loads((file.metadata() or {})[ABOUT])
+                values: Tensor = file.get_tensor(MAP)
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise UserError(f"{path} is missing or damaged; delete it and train the step again") from error
-        if tuple(known) != self.classes:
-            raise UserError(f"{path} holds masks of other classes ({', '.join(known)}); delete {self.folder}")
-        wanted = torch.tensor([self.classes.index(name) + 1 for name in classes], dtype=torch.uint8)
-        return labels == wanted[:, None, None]
+        if about != self.about:
+            raise UserError(f"{path} is about {', '.join(about)}, not {', '.join(self.about)}; delete {self.folder}")
+        return values
+
+
+class LocatedMasks(KeptMaps):
+    """The masks of the step's photographs, as the label of every place.
+
+    Args:
+        folder: where the files are.
+        classes: the new classes, of the labels 1, 2, ...
+    """
+
+    def masks(self, image_id: str, classes: Sequence[str], epoch: int) -> Tensor:
+        """Bool ``(len(classes), gh, gw)``, the same in every epoch; no two masks overlap. Raises as :meth:`map`."""
+        wanted = torch.tensor([self.about.index(name) + 1 for name in classes], dtype=torch.uint8)
+        return self.map(image_id) == wanted[:, None, None]

@@ -17,6 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from torchvision.transforms.v2.functional import resize
 
 from fmwiss.config import Config, OptimizationConfig, check_resumable, dump_config, first_difference, load_config
 from fmwiss.data.datasets import MaskDataset, PseudoMaskSource, TrueMasks, WeakDataset
@@ -29,12 +30,14 @@ from fmwiss.data.voc import VOCSource
 from fmwiss.errors import UserError
 from fmwiss.evaluation import Evaluation, evaluate
 from fmwiss.files import write_atomically
+from fmwiss.foundation import build_saliency
 from fmwiss.methods import Method, Supervised, build_method, method_class
 from fmwiss.models import Segmenter, finished_steps
 from fmwiss.pseudo_masks import open_pseudo_masks
+from fmwiss.pseudo_masks import working_size as frozen_size
 from fmwiss.reporting.pictures import probability_maps, save_png
 from fmwiss.reporting.progress import track
-from fmwiss.training.located import LocatedMasks
+from fmwiss.training.located import KeptMaps, LocatedMasks
 from fmwiss.training.loop import Loop
 
 BANK = "memory_bank.safetensors"
@@ -336,7 +339,8 @@ class _Run:
         missing = masks.missing(ids)
         self.fabric.barrier()  # every process has looked before the first one writes
         if missing:
-            dataset = WeakDataset(self.source, ids, tags, new, self.transform, seed, None, None)
+            saliency = self._saliency(folder / "saliency", ids) if locator.learns_from_saliency else None
+            dataset = WeakDataset(self.source, ids, tags, new, self.transform, seed, None, None, saliency)
             self._loop(t, locator.options.locator, folder, f"step {t}, locator").run(locator, dataset, len(ids))
             locator.eval()
             mine = missing[self.fabric.global_rank :: self.fabric.world_size]
@@ -348,6 +352,22 @@ class _Run:
         if self.fabric.is_global_zero:
             shutil.rmtree(folder / "state", ignore_errors=True)
         return masks
+
+    def _saliency(self, folder: Path, ids: list[str]) -> KeptMaps:
+        """Saliency maps of the photographs, from the self-supervised model that the configuration names."""
+        options = self.config.cosegmentation.self_supervised
+        maps = KeptMaps(folder, ["saliency"])
+        missing = maps.missing(ids)
+        self.fabric.barrier()  # every process has looked before the first one writes
+        if missing:
+            model = build_saliency(options, self.weights, self.fabric.device)
+            for image_id in track(missing[self.fabric.global_rank :: self.fabric.world_size], "saliency"):
+                image = self.source.read_image(image_id)
+                size = frozen_size(image.shape[-2], image.shape[-1], options.input_size, model.stride)
+                seen = resize(image, list(size), antialias=True)[None].to(self.fabric.device).float() / 255
+                maps.write(image_id, (model.saliency(seen)[0] * 255).round().to(torch.uint8).cpu())
+        self.fabric.barrier()
+        return maps
 
     def _pseudo_masks(self, ids: list[str], tags: Mapping[str, frozenset[str]]) -> PseudoMaskSource:
         options, seed = self.config.cosegmentation, self.config.training.seed
@@ -430,7 +450,7 @@ class _Run:
 
 def _is_begun(step: Path) -> bool:
     """Whether a step's folder holds a model, a checkpoint or a locator's masks."""
-    kept = ("state/*", f"{LOCATOR}/state/*", f"{LOCATOR}/masks/*")
+    kept = ("state/*", f"{LOCATOR}/state/*", f"{LOCATOR}/saliency/*", f"{LOCATOR}/masks/*")
     return (step / "model.json").is_file() or any(path for pattern in kept for path in step.glob(pattern))
 
 

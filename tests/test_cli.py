@@ -122,11 +122,13 @@ def test_help_is_quick_and_loads_no_heavy_module() -> None:
         "print(seconds, file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for command in ("train", "evaluate", "predict", "pseudo-masks", "classes", "demo"):
+    for command in ("train", "evaluate", "report", "predict", "pseudo-masks", "classes", "demo"):
         assert command in done.stdout
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["predict"], ["pseudo-masks"], ["classes"], ["demo"]])
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["evaluate"], ["report"], ["predict"], ["pseudo-masks"], ["classes"], ["demo"]]
+)
 def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*command, "--help"]) == 0
     assert "Usage" in capsys.readouterr().out
@@ -190,6 +192,45 @@ def test_classes_prints_what_stands_for_a_name(world: World, capsys: pytest.Capt
     override = "cosegmentation.vision_language.rows={dog: [n02099601]}"
     assert run(["classes", "dog", "--config", world.experiment, "--set", override]) == 0
     assert capsys.readouterr().out == "dog: 1\n  n02099601  golden retriever\n"
+
+
+def test_train_writes_a_report_and_report_writes_it_anew(world: World) -> None:
+    """End to end, each command in a process of its own; the second needs neither data nor weights."""
+    world.make_weights()
+    program = [sys.executable, "-c", "from fmwiss.cli import main; main()"]
+
+    def command(*words: object) -> subprocess.CompletedProcess[str]:
+        line = [*program, *map(str, words)]
+        return subprocess.run(line, capture_output=True, text=True, check=False, cwd=world.folder)
+
+    trained = command(*world.train("--weights", world.weights, "--cache", world.folder / "cache"))
+    assert trained.returncode == 0, trained.stderr
+    own = world.out / "report.html"
+    assert f"The report is {own}." in trained.stderr and "learnt in step 1" in own.read_text()
+    shutil.rmtree(world.data)
+    shutil.rmtree(world.weights)
+    first = own.read_text()
+    done = command("report", world.out)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{own}\n", "")
+    assert own.read_text() == first
+    page = world.folder / "new" / "page.html"
+    done = command("report", world.out, "--worst-first", "--out", page)
+    assert done.stdout == f"{page}\n" and '<option value="worst" selected>' in page.read_text()
+    shutil.copytree(world.out, world.folder / "other")
+    done = command("report", world.out, "other")
+    assert done.stdout == "report.html\n" and "2 runs compared" in (world.folder / "report.html").read_text()
+
+
+def test_the_report_is_opened_in_the_browser(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or False)
+    assert run(["report", world.make_run(), "--open"]) == 0
+    path = world.run / "report.html"
+    assert opened == [path.resolve().as_uri()]
+    captured = capsys.readouterr()
+    assert captured.out == f"{path}\n" and captured.err == f"No browser was found to open {path}.\n"
 
 
 # ------------------------------------------------------------------------------------------------------- wrong input
@@ -293,6 +334,24 @@ def other_settings_of_a_run(w: World) -> list[object]:
 
 def base_that_is_no_run(w: World) -> list[object]:
     return w.train("--base", w.data)
+
+
+def unfinished_step(w: World) -> list[object]:
+    w.make_run()
+    w.write("run/step1/metrics.jsonl", '{"iteration": 0}')
+    return ["report", w.run]
+
+
+def report_of_a_base_alone(w: World) -> list[object]:
+    w.run.mkdir()
+    (w.run / "config.yaml").touch()
+    return ["report", w.run]
+
+
+def broken_figures(w: World) -> list[object]:
+    w.make_run()
+    w.write("run/step0/evaluation.json", "{")
+    return ["report", w.run]
 
 
 def text_as_photograph(w: World) -> list[object]:
@@ -418,6 +477,15 @@ WRONG: dict[str, tuple[Callable[[World], list[object]], str]] = {
     "run without its settings": (run_without_config, "config.yaml"),
     "run with other settings": (other_settings_of_a_run, "was started with training.seed = 0 but 7"),
     "base that is no run": (base_that_is_no_run, "step 0 is not finished"),
+    "report of no run": (lambda w: ["report", w.folder / "none"], "there is no such run"),
+    "report of a folder that is none": (lambda w: ["report", w.data], "holds no config.yaml"),
+    "report of one good and one bad run": (lambda w: ["report", w.make_run(), w.data], "holds no config.yaml"),
+    "report of a step under way": (unfinished_step, "step 1 is begun and not finished"),
+    "report of a run without a step": (report_of_a_base_alone, "holds no finished step"),
+    "report of broken figures": (broken_figures, "evaluation.json: cannot be read as JSON"),
+    "report of a run twice": (lambda w: ["report", w.make_run(), w.run], "is given more than once"),
+    "report of nothing": (lambda w: ["report"], "Missing argument 'RUN...'"),
+    "report into a folder": (lambda w: ["report", w.make_run(), "--out", w.data], "is a folder; give the name"),
     # photographs to predict, and where to
     "no such photograph": (lambda w: w.predict("none.jpg"), "there is no photograph none.jpg"),
     "folder as photograph": (lambda w: w.predict(w.data), "is a folder; give its photographs"),

@@ -18,6 +18,7 @@ from fmwiss.config import (
     load_config,
     nearest_key,
 )
+from fmwiss.data.voc import VOC_CLASSES
 from fmwiss.errors import UserError
 from fmwiss.training.run import _base_difference
 
@@ -262,4 +263,4 @@ def test_an_experiment_is_named_as_its_method(path: Path) -> None:
 def test_methods_of_one_protocol_share_everything_that_a_base_depends_on() -> None:
     for folder in {path.parent for path in EXPERIMENTS}:
         configs = [load_config(path) for path in sorted(folder.glob("*.yaml"))]
-        assert all(_base_difference(configs[0], other) is None for other in configs), folder
+        assert all(_base_difference(configs[0], other, VOC_CLASSES) is None for other in configs), folder

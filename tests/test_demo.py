@@ -18,10 +18,11 @@ def test_the_demo_trains_evaluates_predicts_and_makes_masks(
     out = tmp_path / "demo"
     assert run(["demo", "--out", str(out)]) == 0
     printed = capfd.readouterr().out
-    for command in ("train", "evaluate", "predict", "pseudo-masks"):
+    for command in ("train", "evaluate", "report", "predict", "pseudo-masks"):
         assert f"$ fmwiss {command} " in printed
     assert "untrained" in printed and "mIoU new" in printed and "refined" in printed
     assert json.loads((out / "run/step1/evaluation.json").read_text())["images"] == 16
+    assert "learnt in step 1" in (out / "run/report.html").read_text()
     overlays = sorted((out / "predictions").glob("*_overlay.png"))
     assert len(overlays) == 4
     with Image.open(overlays[0]) as overlay:

@@ -1,4 +1,4 @@
-"""The command line: ``fmwiss train``, ``evaluate``, ``predict``, ``pseudo-masks``, ``classes`` and ``demo``.
+"""The commands ``train``, ``evaluate``, ``report``, ``predict``, ``pseudo-masks``, ``classes``, ``data`` and ``demo``.
 
 Results go to standard output, everything else to standard error. Whatever the user can set right is told in one
 sentence with exit code 2 and without a traceback. Heavy modules are imported by the commands that need them.
@@ -31,6 +31,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+data_app = typer.Typer(help="Make data sets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
 
 
 class EvaluationImage(str, Enum):
@@ -110,6 +114,7 @@ def train(
 
     for number, evaluation in evaluations.items():
         _print(_title(out, number, evaluation.images), evaluation_table(evaluation.as_dict()))
+    _say(f"The report is {out / 'report.html'}.")
 
 
 @app.command()
@@ -137,6 +142,35 @@ def evaluate(
     from fmwiss.reporting.tables import evaluation_table
 
     _print(_title(run, evaluation.step, evaluation.images), evaluation_table(evaluation.as_dict()))
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders that 'fmwiss train' wrote.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The file; by default RUN/report.html, of several runs ./report.html."),
+    ] = None,
+    worst_first: Annotated[
+        bool, typer.Option("--worst-first", help="Show the photographs first that a step made worse.")
+    ] = False,
+    open_it: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+) -> None:
+    """Write one self-contained HTML page about a run, or one that compares several; it needs no data."""
+    from fmwiss.reporting.report import write_report
+    from fmwiss.reporting.runs import check_finished
+
+    for run in runs:
+        check_finished(run)
+    path = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
+    if path.is_dir():
+        raise UserError(f"--out {path}: is a folder; give the name of a file in it, as in {path / 'report.html'}")
+    write_report(runs, path, worst_first)
+    print(path)
+    if open_it and not _open(path):
+        _say(f"No browser was found to open {path}.")
 
 
 @app.command()
@@ -200,7 +234,7 @@ def pseudo_masks(
         from fmwiss.reporting.progress import track
 
         source = VOCSource(data)
-        names = _classes_of(experiment.protocol, step, classes)
+        names = _classes_of(experiment.protocol, source.class_names, step, classes)
         ids = source.ids(split)
         index = TagIndex.load_or_build(source, ids, experiment.data.tags, out / "tags.json")
         tags = {image_id: index[image_id] & set(names) for image_id in ids if index[image_id] & set(names)}
@@ -254,11 +288,30 @@ def classes(
             print(f"  {row}  {words}")
 
 
+@data_app.command("emoji")
+def data_emoji(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the data set; a new or an empty one.")],
+    n_train: Annotated[int, typer.Option("--train", min=1, max=999_999, help="Scenes in train_aug.")] = 600,
+    n_val: Annotated[int, typer.Option("--val", min=1, max=999_999, help="Scenes in val, in another style.")] = 200,
+    size: Annotated[int, typer.Option("--size", min=32, max=2048, help="Longer side in pixels.")] = 160,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of all draws.")] = 0,
+) -> None:
+    """Write EmojiSeg, generated scenes with exact masks, in VOC's layout."""
+    with _results_only():
+        from fmwiss.data.emoji import EmojiSeg, write_emoji
+        from fmwiss.reporting.progress import track
+
+        if out.is_dir() and any(out.iterdir()):
+            raise UserError(f"{out} is not empty; give a new folder with --out")
+        write_emoji(out, EmojiSeg(n_train, n_val, seed, size), track)
+    _say(f"{n_train} scenes in train_aug and {n_val} in val are in {out}.")
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for everything that it writes.")] = Path("demo"),
 ) -> None:
-    """Run all commands in small on generated pictures, without downloads; takes some minutes."""
+    """Run all commands in small on generated pictures, without downloads, in about a minute."""
     from fmwiss.demo import run_demo
 
     run_demo(out)
@@ -340,6 +393,12 @@ def _print(title: str, table: Table) -> None:
     Console().print(table)
 
 
+def _open(page: Path) -> bool:
+    import webbrowser
+
+    return webbrowser.open(page.resolve().as_uri())
+
+
 def _is_first_process() -> bool:
     from lightning_fabric.utilities.rank_zero import rank_zero_only
 
@@ -410,12 +469,14 @@ def _prediction_files(photograph: Path, out: Path) -> tuple[Path, Path]:
     return out / f"{photograph.stem}.png", out / f"{photograph.stem}_overlay.png"
 
 
-def _classes_of(protocol: Any, step: int | None, classes: str | None) -> tuple[str, ...]:
-    """The classes that ``pseudo-masks`` is about."""
+def _classes_of(
+    protocol: Any, known: Sequence[str], step: int | None, classes: str | None
+) -> tuple[str, ...]:
+    """The classes that ``pseudo-masks`` is about; ``known`` are the data set's."""
     from fmwiss.data.protocols import Protocol
-    from fmwiss.data.voc import VOC_CLASSES, canonical_class_name
+    from fmwiss.data.voc import canonical_class_name
 
-    steps = Protocol.from_config(protocol)
+    steps = Protocol.from_config(protocol, known)
     if classes is not None and step is not None:
         raise UserError("give either --classes or --step, not both")
     if classes == "all":
@@ -424,7 +485,7 @@ def _classes_of(protocol: Any, step: int | None, classes: str | None) -> tuple[s
         given = [name.strip() for name in classes.split(",") if name.strip()]
         if not given:
             raise UserError("--classes names no class; give names with commas between them")
-        return tuple(dict.fromkeys(canonical_class_name(name, VOC_CLASSES) for name in given))
+        return tuple(dict.fromkeys(canonical_class_name(name, known) for name in given))
     if step is not None:
         return steps.new(step)
     learnt = tuple(name for names in steps.steps[1:] for name in names)

@@ -59,6 +59,7 @@ def run_demo(out: Path) -> None:
     commands: list[list[object]] = [
         ["train", experiment, "--data", data, *store, "--out", model],
         ["evaluate", model, "--data", data],
+        ["report", model, "--worst-first"],
         ["predict", model, *photographs, "--out", out / "predictions"],
         ["pseudo-masks", experiment, "--data", data, *store, "--out", out / "pseudo", "--evaluate"],
     ]
@@ -67,7 +68,10 @@ def run_demo(out: Path) -> None:
         print(f"\n$ fmwiss {shlex.join(words)}", flush=True)
         if run(words) != 0:
             raise UserError("the demo stopped at the command above")
-    print(f"\nLook at {out / 'predictions'} and {out / 'pseudo' / 'pictures'}; the foundation models were random.")
+    print(
+        f"\nLook at {model / 'report.html'}, {out / 'predictions'} and {out / 'pseudo' / 'pictures'}; the foundation "
+        "models were random."
+    )
 
 
 def _clear(out: Path) -> None:

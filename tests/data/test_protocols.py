@@ -115,3 +115,8 @@ def test_a_data_set_without_the_class_is_refused():
 def test_wrong_protocols(steps: str | list[list[str]], message: str):
     with pytest.raises(UserError, match=message):
         Protocol.from_config(ProtocolConfig(steps=steps))
+
+
+def test_a_named_split_needs_twenty_classes():
+    with pytest.raises(UserError, match="splits 20 classes, and the data set has 3"):
+        Protocol.from_config(ProtocolConfig(steps="15-5"), ("cat", "dog", "owl"))

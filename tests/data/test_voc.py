@@ -147,3 +147,18 @@ def test_real_photographs_and_masks_fit(shared_dir: Path):
     assert len(source.ids("train_aug")) == 1130
     for image_id in source.ids("val")[::20]:
         assert source.read_image(image_id).shape[1:] == source.read_mask(image_id).shape
+
+
+def test_class_names_of_another_data_set(tiny_voc: Path, tmp_path: Path):
+    folder = tmp_path / "data"
+    shutil.copytree(tiny_voc, folder)
+    names = folder / "classes.txt"
+    names.write_text("red\n green \n\nblue\n")
+    assert VOCSource(folder).class_names == ("red", "green", "blue")
+    with pytest.raises(UserError, match="labels are 0 to 3 and 255"):
+        for image_id in VOCSource(folder).ids("val"):
+            VOCSource(folder).read_mask(image_id)
+    for content, message in ((b"a\nb\na\n", "names 'a' twice"), (b"\n", "names 0 classes"), (b"\xff\xfe", "as text")):
+        names.write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            _ = VOCSource(folder).class_names

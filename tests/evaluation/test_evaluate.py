@@ -17,7 +17,7 @@ from fmwiss.data.protocols import Protocol
 from fmwiss.data.voc import VOC_CLASSES, VOCSource
 from fmwiss.errors import UserError
 from fmwiss.evaluation import evaluate, evaluate_run
-from fmwiss.evaluation.evaluate import MOST_WAITING, _center_crop, _equal_shapes
+from fmwiss.evaluation.evaluate import MOST_WAITING, _equal_shapes, center_crop
 from fmwiss.models import Architecture, Segmenter
 
 STEPS = (("aeroplane", "sofa"), ("sheep",), ("boat",))
@@ -125,7 +125,7 @@ def test_center_crop_of_a_landscape() -> None:
     """60 x 100 to a shorter side of 30: 30 x 50, of which columns 10 to 40."""
     photograph = torch.arange(100, dtype=torch.uint8).expand(3, 60, 100)
     mask = torch.arange(100, dtype=torch.uint8).expand(60, 100)
-    crop, labels = _center_crop(photograph, mask, 30)
+    crop, labels = center_crop(photograph, mask, 30)
     assert crop.shape == (3, 30, 30)
     assert labels.shape == (30, 30)
     assert labels.dtype == torch.uint8
@@ -140,7 +140,7 @@ def test_center_crop_of_a_portrait_keeps_photograph_and_mask_aligned() -> None:
     mask = torch.zeros(97, 53, dtype=torch.uint8)
     mask[edge:] = 7
     photograph = (mask > 0).to(torch.uint8).mul(255).expand(3, 97, 53)
-    crop, labels = _center_crop(photograph, mask, 32)
+    crop, labels = center_crop(photograph, mask, 32)
     assert crop.shape[-2:] == labels.shape == (32, 32)
     assert set(labels.unique().tolist()) == {0, 7}
     assert ((crop[0] > 0.5) == (labels == 7)).float().mean() > 0.96  # all rows but the one on the edge
@@ -148,7 +148,7 @@ def test_center_crop_of_a_portrait_keeps_photograph_and_mask_aligned() -> None:
 
 @pytest.mark.parametrize("size", [(64, 64), (65, 64), (64, 67), (500, 375), (333, 500), (9, 200)])
 def test_center_crop_is_always_a_full_square(size: tuple[int, int]) -> None:
-    crop, labels = _center_crop(torch.zeros(3, *size, dtype=torch.uint8), torch.full(size, 255, dtype=torch.uint8), 64)
+    crop, labels = center_crop(torch.zeros(3, *size, dtype=torch.uint8), torch.full(size, 255, dtype=torch.uint8), 64)
     assert crop.shape == (3, 64, 64)
     assert (labels == 255).all()
 
@@ -159,7 +159,7 @@ def test_center_crop_evaluation_counts_the_crops_pixels(source: VOCSource) -> No
     n_labels = len(model.class_names)
     expected = np.zeros((n_labels, n_labels), dtype=int)
     for image_id in ids:
-        crop, truth = _center_crop(source.read_image(image_id), source.read_mask(image_id), 48)
+        crop, truth = center_crop(source.read_image(image_id), source.read_mask(image_id), 48)
         predicted = model.predict_logits(crop[None], (48, 48))[0].argmax(dim=0)
         expected += count(truth.numpy(), predicted.numpy(), label_table(STEPS), n_labels)
     assert figures.confusion == tuple(map(tuple, expected.tolist()))

@@ -12,13 +12,17 @@ from PIL import Image
 from fmwiss.data.voc import VOC_CLASSES, voc_palette
 from fmwiss.reporting.pictures import (
     class_colours,
+    heat_map,
+    label_layer,
+    mask_layer,
     overlay,
     picture_indices,
-    probability_maps,
     save_indexed_png,
     save_masks,
     save_png,
     side_by_side,
+    thumbnail,
+    thumbnail_size,
 )
 
 NAMES = ("background", "sofa", "bird")
@@ -125,10 +129,53 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_probability_maps_stand_beside_the_photograph_from_black_to_white() -> None:
-    image = torch.full((3, 40, 60), 90, dtype=torch.uint8)
-    maps = {"background": torch.ones(2, 3), "sofa": torch.zeros(2, 3), "bird": torch.full((2, 3), 1 / 3)}
-    picture = np.asarray(probability_maps(image, maps))
-    assert picture.shape[1] == 4 * 60 + 3 * 4
-    columns = [picture[-20, left + 30].tolist() for left in (0, 64, 128, 192)]
-    assert columns == [[90, 90, 90], [255, 255, 255], [0, 0, 0], [255, 0, 0]]
+# ------------------------------------------------------------------------------------------------ layers of the report
+
+
+def test_a_label_layer_has_the_palettes_colours_where_a_class_is_and_is_transparent_elsewhere(tmp_path: Path) -> None:
+    labels = halves()
+    labels[:, :5] = 255
+    label_layer(labels, NAMES).save(tmp_path / "layer.png")
+    with Image.open(tmp_path / "layer.png") as picture:
+        assert picture.mode == "P"
+        pixels = np.array(picture.convert("RGBA"))
+    colours = class_colours(NAMES)
+    assert pixels[10, 45].tolist() == [*colours["sofa"], 255] and pixels[30, 45].tolist() == [*colours["bird"], 255]
+    assert pixels[10, 15, 3] == 0  # background
+    assert pixels[10, 2].tolist() == [*voc_palette()[765:], 255]  # void
+    assert pixels[10, 29].tolist() == [255, 255, 255, 255]  # where background and sofa meet
+    assert (tmp_path / "layer.png").stat().st_size < 250
+
+
+@pytest.mark.parametrize("value", [0, 1, 255])
+def test_a_layer_of_one_label(value: int) -> None:
+    pixels = np.array(label_layer(torch.full((3, 4), value, dtype=torch.uint8), NAMES).convert("RGBA"))
+    assert (pixels[..., 3] == (0 if value == 0 else 255)).all()
+
+
+def test_a_mask_layer_covers_the_photograph_from_a_coarse_grid() -> None:
+    mask = torch.tensor([[True, False], [False, False]])
+    pixels = np.array(mask_layer(mask, 2, NAMES, (40, 60)).convert("RGBA"))
+    assert pixels.shape == (40, 60, 4)
+    assert pixels[5, 5].tolist() == [*class_colours(NAMES)["bird"], 255]
+    assert pixels[30, 5, 3] == pixels[5, 45, 3] == 0
+
+
+def test_heat_goes_from_black_over_red_and_yellow_to_white() -> None:
+    values = torch.tensor([[0.0, 1 / 3, 2 / 3, 1.0]])
+    picture = heat_map(values, (1, 4))
+    assert picture.mode == "P"
+    expected = [[0, 0, 0], [255, 0, 0], [255, 255, 0], [255, 255, 255]]
+    assert np.abs(np.array(picture.convert("RGB"))[0].astype(int) - expected).max() <= 6  # 128 steps
+    assert heat_map(values, (8, 32)).size == (32, 8)
+
+
+def test_thumbnails_keep_their_shape_and_are_never_enlarged() -> None:
+    assert thumbnail_size(375, 500, 360) == (270, 360)
+    assert thumbnail_size(500, 333, 360) == (360, 240)
+    assert thumbnail_size(100, 90, 360) == (100, 90)
+    assert thumbnail_size(1, 4000, 360) == (1, 360)
+    image = torch.full((3, 50, 80), 70, dtype=torch.uint8)
+    picture = thumbnail(image, 40)
+    assert (picture.mode, picture.size) == ("RGB", (40, 25))
+    assert (np.array(picture) == 70).all()

@@ -13,7 +13,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from fmwiss.evaluation import evaluate_run
+from fmwiss.config import load_config
+from fmwiss.data.protocols import Protocol
+from fmwiss.data.voc import VOCSource
+from fmwiss.evaluation import evaluate, evaluate_run
+from fmwiss.evaluation.photographs import PhotographCounts
+from fmwiss.models import load_segmenter
+from fmwiss.reporting.records import Gallery
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +46,25 @@ def test_the_evaluation_is_that_of_the_saved_model_in_one_process(run: Path, tin
     figures = json.loads((run / f"step{step}" / "evaluation.json").read_text())
     assert figures["images"] == 8
     assert figures["iou"] == one.iou
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_the_gallery_is_that_of_one_process(run: Path, tiny_voc: Path, step: int) -> None:
+    """Each process has seen half of the photographs; the first one's gallery and counts hold all of them."""
+    source = VOCSource(tiny_voc)
+    identity = {"split": "val", "image": "whole"}
+    counts = PhotographCounts.load(run / f"step{step}/photographs.safetensors", identity)
+    assert counts is not None and list(counts.entries) == source.ids("val")
+    gallery = Gallery.model_validate_json((run / f"step{step}/gallery/gallery.json").read_text())
+    table = Protocol.from_config(load_config(run / "config.yaml").protocol).label_table(step, source.class_names)
+    ids = source.ids("val")
+    evaluated = PhotographCounts(identity)
+    protocol = Protocol.from_config(load_config(run / "config.yaml").protocol)
+    evaluate(load_segmenter(run, step), source, ids, protocol, observe=evaluated)
+    for one in gallery.validation:
+        assert one.miou_after == evaluated.figures(one.id, table, gallery.class_names).miou
+    assert [one.id for one in gallery.validation] == [i for i in ids if i in {one.id for one in gallery.validation}]
+    assert len(gallery.validation) == 8 and (run / "report.html").is_file()
 
 
 def test_both_processes_validate_the_same_photographs_together(run: Path) -> None:

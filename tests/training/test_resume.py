@@ -29,6 +29,9 @@ STEP_0 = [
     {"at": "outside", "step": 0, "number": 6},
     {"at": "half", "name": "memory_bank"},
     {"at": "after", "name": "memory_bank.safetensors"},
+    {"at": "before", "name": "photographs.safetensors"},
+    {"at": "before", "name": "gallery"},
+    {"at": "after", "name": "gallery"},
     {"at": "before", "name": "evaluation.json"},
     {"at": "half", "name": "model.safetensors"},
     {"at": "after", "name": "model.safetensors"},
@@ -42,7 +45,9 @@ STEP_1 = [
     {"at": "iteration", "step": 1, "number": 3},
     {"at": "outside", "step": 1, "number": 4},
     {"at": "iteration", "step": 1, "number": 5},
+    {"at": "after", "name": "gallery"},
     {"at": "before", "name": "model.json"},
+    {"at": "before", "name": "report.html"},
 ]
 
 
@@ -82,10 +87,18 @@ def test_the_step_learnt_something(runs: Path) -> None:
 
 
 @pytest.mark.parametrize("step", [0, 1])
-def test_the_memory_log_and_figures_are_the_same(runs: Path, step: int) -> None:
+def test_the_memory_log_figures_and_gallery_are_the_same(runs: Path, step: int) -> None:
     banks = [load_file(runs / name / f"step{step}" / "memory_bank.safetensors") for name in ("straight", "killed")]
     assert banks[0].keys() == banks[1].keys() and banks[0]
     assert all(torch.equal(banks[0][name], banks[1][name]) for name in banks[0])
+    galleries = [
+        {path.name: path.read_bytes() for path in (runs / name / f"step{step}/gallery").iterdir()}
+        for name in ("straight", "killed")
+    ]
+    assert galleries[0] == galleries[1] and "gallery.json" in galleries[0]
+    for file in ("confusion.json", "photographs.safetensors"):
+        first, second = ((runs / name / f"step{step}" / file).read_bytes() for name in ("straight", "killed"))
+        assert first == second
     for file, varying in (("metrics.jsonl", "seconds_per_iteration"), ("evaluation.json", "minutes")):
         texts = [(runs / name / f"step{step}" / file).read_text() for name in ("straight", "killed")]
         values = [
@@ -103,17 +116,24 @@ def test_nothing_is_left_over(runs: Path) -> None:
         names[0]
         == names[1]
         == [
+            "confusion.json",
+            "environment.json",
             "evaluation.json",
+            "gallery",
             "memory_bank.safetensors",
             "metrics.jsonl",
             "model.json",
             "model.safetensors",
-            "teacher",
+            "photographs.safetensors",
             "tensorboard",
         ]
     )
     assert [path.name for path in (runs / "killed").rglob("*.tmp")] == []
     assert not (runs / "killed" / "step0" / "state").exists()
+    assert sorted(path.name for path in (runs / "killed").iterdir()) == sorted(
+        path.name for path in (runs / "straight").iterdir()
+    )
+    assert "learnt in step 1" in (runs / "killed" / "report.html").read_text()
 
 
 # ------------------------------------------------------------------------------------------------------- other methods
@@ -149,7 +169,3 @@ def test_a_killed_run_of_another_method_ends_with_the_same_weights(
     assert json.loads(done.stdout) == [[0], [-9] * len(MOMENTS) + [0]], done.stderr
     straight, killed = (load_file(tmp_path / run / "step1/model.safetensors") for run in ("straight", "killed"))
     assert [n for n in straight if not torch.equal(straight[n], killed[n])] == []
-    if name != "wilson":
-        return
-    pictures = [sorted((tmp_path / run / "step1/teacher").glob("*.png")) for run in ("straight", "killed")]
-    assert pictures[0] and [p.read_bytes() for p in pictures[0]] == [p.read_bytes() for p in pictures[1]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,18 @@ import pytest
 import timm
 import torch
 from filelock import FileLock
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fmwiss.config import Config, load_config
 from fmwiss.data.memory import MemoryBank
+from fmwiss.data.protocols import Protocol
+from fmwiss.data.voc import VOCSource
 from fmwiss.errors import UserError
 from fmwiss.evaluation import evaluate_run
 from fmwiss.models import load_segmenter
+from fmwiss.reporting.records import Environment, Gallery
+from fmwiss.reporting.report import write_report
 from fmwiss.training.run import train
 
 BASE = ("aeroplane", "bicycle", "bird", "boat")
@@ -62,11 +68,15 @@ def test_step_0_leaves_a_model_figures_a_memory_and_a_log(
     assert load_config(base / "config.yaml") == configure(experiment)
     step = base / "step0"
     assert sorted(path.name for path in step.iterdir()) == [
+        "confusion.json",
+        "environment.json",
         "evaluation.json",
+        "gallery",
         "memory_bank.safetensors",
         "metrics.jsonl",
         "model.json",
         "model.safetensors",
+        "photographs.safetensors",
         "tensorboard",
     ]
     model = load_segmenter(base)
@@ -77,6 +87,10 @@ def test_step_0_leaves_a_model_figures_a_memory_and_a_log(
     assert {name: figures[name] for name in evaluation.as_dict()} == evaluation.as_dict()
     assert (figures["split"], figures["training_images"], figures["diagnostic"]) == ("val", 12, False)
     assert set(figures["minutes"]) == {"preparation", "training", "finishing", "all"}
+    confusion = json.loads((step / "confusion.json").read_text())
+    assert confusion == {"names": list(model.class_names), "pixels": [list(row) for row in evaluation.confusion]}
+    environment = Environment.model_validate_json((step / "environment.json").read_text())
+    assert environment.versions["torch"] == torch.__version__ and environment.machine.devices == ["cpu"]
     bank = MemoryBank.load(step / "memory_bank.safetensors")
     assert {name: len(bank[name]) for name in BASE} == dict.fromkeys(BASE, 3)
 
@@ -88,6 +102,9 @@ def test_step_1_from_true_masks_is_marked_as_diagnostic(run: Path, tiny_voc: Pat
     figures = json.loads((run / "step1" / "evaluation.json").read_text())
     assert figures["diagnostic"] is True
     assert results[1].images == 8
+    gallery = gallery_of(run, 1)
+    assert {stage for one in gallery.training for stage in one.stages} == {"true masks"}
+    assert "diagnostic: true masks" in (run / "report.html").read_text()
     assert train(configure(experiment), tiny_voc, None, run) == {}  # nothing is left to do
 
 
@@ -112,6 +129,87 @@ def test_step_1_from_foundation_models_opens_no_mask_of_a_training_photograph(
     lines = [json.loads(line) for line in (fresh / "step1" / "metrics.jsonl").read_text().splitlines()]
     assert all(value >= 0 for line in lines if "losses" in line for value in line["losses"].values())
     assert json.loads((fresh / "step1" / "evaluation.json").read_text())["diagnostic"] is False
+    gallery = gallery_of(fresh, 1)
+    assert gallery.training and all(one.truth is None for one in gallery.training)
+    for one in gallery.training:
+        tagged = [name for name in ("sheep", "sofa") if name in one.tags]
+        assert {stage: list(masks) for stage, masks in one.stages.items()} == {
+            stage: tagged for stage in ("init", "seeds", "refined")
+        }
+        assert list(one.maps) == ["background", *tagged] and one.sample is not None and list(one.sample.masks) == tagged
+    assert any(one.sample is not None and one.sample.pasted for one in gallery.training)
+
+
+def gallery_of(run: Path, step: int) -> Gallery:
+    """A step's gallery, whose pictures are those that it names and can be opened."""
+    folder = run / f"step{step}/gallery"
+    text = (folder / "gallery.json").read_text()
+    files = {path.name for path in folder.iterdir()} - {"gallery.json"}
+    assert files == set(re.findall(r"[\w-]+\.(?:jpg|png)", text))
+    for name in files:
+        with Image.open(folder / name) as picture:
+            picture.load()
+    return Gallery.model_validate_json(text)
+
+
+def test_the_gallery_holds_what_the_step_did_to_validation_photographs(
+    run: Path, tiny_voc: Path, experiment: dict[str, Any]
+) -> None:
+    """Each figure against the two models' predictions, photograph by photograph."""
+    train(configure(experiment), tiny_voc, None, run)
+    source, gallery = VOCSource(tiny_voc), gallery_of(run, 1)
+    assert (gallery.split, gallery.compared, gallery.new_classes) == ("val", 8, ["sheep", "sofa"])
+    assert [one.id for one in gallery.validation] == source.ids("val")  # so few that all are shown
+    table = Protocol((BASE, ("sheep", "sofa"))).label_table(1, source.class_names)
+    models = {when: load_segmenter(run, step) for step, when in enumerate(("before", "after"))}
+    for one in gallery.validation:
+        truth = table[source.read_mask(one.id).long()]
+        for when, model in models.items():
+            expected = iou_by_class(truth, model.predict(source.read_image(one.id)), gallery.class_names)
+            found = {n: getattr(f, when) for n, f in one.iou.items() if getattr(f, when) is not None}
+            assert found == pytest.approx(expected)
+            there = [name for name, figures in one.iou.items() if figures.in_truth]
+            assert there == [name for label, name in enumerate(gallery.class_names) if (truth == label).any()]
+            mean = sum(expected[name] for name in there) / len(there)
+            assert getattr(one, f"miou_{when}") == pytest.approx(mean)
+        assert one.truth and one.before and one.miou_before is not None and one.miou_after is not None
+        assert "drawn" in one.chosen
+        assert ("lost" in one.chosen) == (one.miou_after < one.miou_before)
+
+
+def iou_by_class(truth: torch.Tensor, predicted: torch.Tensor, names: list[str]) -> dict[str, float]:
+    """Of the classes that are in one of them."""
+    ious = {}
+    for label, name in enumerate(names):
+        first, second = truth == label, (predicted == label) & (truth != 255)
+        if (first | second).any():
+            ious[name] = 100 * int((first & second).sum()) / int((first | second).sum())
+    return ious
+
+
+def test_the_base_of_an_earlier_version_is_compared_all_the_same(
+    run: Path, base: Path, tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path
+) -> None:
+    """Where step 0 left no counts of photographs, its model is run over them once more."""
+    plain = Path(shutil.copytree(base, tmp_path / "plain"))
+    for name in ("photographs.safetensors", "confusion.json", "environment.json"):
+        (plain / "step0" / name).unlink()
+    shutil.rmtree(plain / "step0/gallery")
+    for folder in (run, plain):
+        train(configure(experiment), tiny_voc, None, folder)
+    assert gallery_of(plain, 1) == gallery_of(run, 1)
+    assert "step 0: no confusion matrix, environment or gallery" in (plain / "report.html").read_text()
+
+
+def test_train_writes_the_report(base: Path, run: Path, tiny_voc: Path, experiment: dict[str, Any]) -> None:
+    assert "Run report" in (base / "report.html").read_text()
+    (run / "report.html").unlink()
+    train(configure(experiment), tiny_voc, None, run, step=0)  # nothing to do; the report is made all the same
+    first = (run / "report.html").read_text()
+    train(configure(experiment), tiny_voc, None, run)
+    assert "learnt in step 1" in (run / "report.html").read_text() and "learnt in step 1" not in first
+    write_report([run], run / "again.html")
+    assert (run / "again.html").read_text() == (run / "report.html").read_text()
 
 
 def test_fine_tuning_takes_over_a_base_and_needs_no_memory(
@@ -378,3 +476,11 @@ def test_a_missing_validation_list_is_found_before_training(
     with pytest.raises(UserError, match="no split 'vall'"):
         train(configure(experiment, data__val_split="vall"), tiny_voc, None, tmp_path, step=0)
     assert not any(tmp_path.glob("step*"))
+
+
+def test_a_base_of_other_classes_is_refused(run: Path, tiny_voc: Path, experiment: dict[str, Any]) -> None:
+    """As it comes about when a named split meets another data set than the one that the base was trained on."""
+    description = run / "step0" / "model.json"
+    description.write_text(description.read_text().replace('"boat"', '"umbrella"'))
+    with pytest.raises(UserError, match=r"learnt aeroplane, bicycle, bird, umbrella, and for .* needs one of aero"):
+        train(configure(experiment), tiny_voc, None, run)

@@ -24,6 +24,10 @@ class PseudoMaskSource(typing.Protocol):
         """One mask a class on a grid that covers the whole photograph, bool or uint8 ``(len(classes), gh, gw)``."""
         ...
 
+    def stages(self, image_id: str, classes: Sequence[str], epoch: int) -> dict[str, Tensor]:
+        """By name, the masks at every stage on the way there, for people to look at; the last are :meth:`masks`."""
+        ...
+
 
 class SaliencySource(typing.Protocol):
     """Where saliency maps come from."""
@@ -49,6 +53,10 @@ class TrueMasks:
         """Bool ``(len(classes), H, W)``; void belongs to no class, and every epoch has the same masks."""
         labels = torch.tensor([self.labels[name] for name in classes], dtype=torch.uint8)
         return self.source.read_mask(image_id) == labels[:, None, None]
+
+    def stages(self, image_id: str, classes: Sequence[str], epoch: int) -> dict[str, Tensor]:
+        """:meth:`masks` alone, as ``true masks``."""
+        return {"true masks": self.masks(image_id, classes, epoch)}
 
 
 class MaskDataset(Dataset[Sample]):

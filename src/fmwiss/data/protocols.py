@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -13,10 +14,8 @@ from fmwiss.config import ProtocolConfig
 from fmwiss.data.voc import VOC_CLASSES, VOID, canonical_class_name
 from fmwiss.errors import UserError
 
-NAMED_SPLITS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "15-5": (VOC_CLASSES[:15], VOC_CLASSES[15:]),
-    "10-10": (VOC_CLASSES[:10], VOC_CLASSES[10:]),
-}
+NAMED_SPLITS: dict[str, tuple[int, ...]] = {"15-5": (15, 5), "10-10": (10, 10)}
+"""How many classes each step learns, in the data set's order."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,10 @@ class Protocol:
     def from_config(cls, config: ProtocolConfig, known: Sequence[str] = VOC_CLASSES) -> Protocol:
         """The protocol that the experiment file names or lists.
 
+        Args:
+            config: section ``protocol``.
+            known: the data set's class names, in its order.
+
         Raises:
             UserError: an unknown split, an unknown class, or what the class itself refuses.
         """
@@ -61,7 +64,14 @@ class Protocol:
                 raise UserError(
                     f"protocol.steps '{config.steps}' is no named split; give one of {splits} or lists of class names"
                 )
-            return cls(NAMED_SPLITS[config.steps], config.setting)
+            sizes = NAMED_SPLITS[config.steps]
+            if sum(sizes) != len(known):
+                raise UserError(
+                    f"protocol.steps '{config.steps}' splits {sum(sizes)} classes, and the data set has {len(known)}; "
+                    "give lists of class names"
+                )
+            ends = list(accumulate(sizes))
+            return cls(tuple(tuple(known[e - n : e]) for n, e in zip(sizes, ends, strict=True)), config.setting)
         try:
             steps = tuple(tuple(canonical_class_name(name, known) for name in step) for step in config.steps)
         except UserError as error:

@@ -73,7 +73,8 @@ class VOCSource:
 
     The folder holds ``JPEGImages/ID.jpg``, ``ImageSets/Segmentation/SPLIT.txt`` (one id a line) and, for what needs
     them, ``SegmentationClassAug/ID.png`` or ``SegmentationClass/ID.png`` (0 background, 1-20 classes, 255 void) and
-    ``Annotations/ID.xml``. Nothing but the splits is read before it is asked for.
+    ``Annotations/ID.xml``. Where the classes are not VOC's, ``classes.txt`` names them, one a line from label 1.
+    Nothing but the splits is read before it is asked for.
 
     Args:
         root: the folder that holds ``JPEGImages`` (for the original download, ``VOCdevkit/VOC2012``).
@@ -92,8 +93,23 @@ class VOCSource:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the labels 1, 2, ... of :meth:`read_mask`."""
-        return VOC_CLASSES
+        """Names of the labels 1, 2, ... of :meth:`read_mask`: the lines of ``classes.txt`` if there is one, else VOC's.
+
+        Raises:
+            UserError: ``classes.txt`` is unreadable, empty, or names a class twice.
+        """
+        path = self.root / "classes.txt"
+        if not path.is_file():
+            return VOC_CLASSES
+        try:
+            names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} cannot be read as text; it must name one class a line") from error
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None or not 0 < len(names) < VOID:
+            fault = f"names '{twice}' twice" if twice is not None else f"names {len(names)} classes"
+            raise UserError(f"{path} {fault}; it must name 1 to {VOID - 1} classes, one a line, without background")
+        return tuple(names)
 
     def ids(self, split: str) -> list[str]:
         """Image ids of a split, in the file's order.

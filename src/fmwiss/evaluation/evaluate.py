@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,10 @@ MOST_WAITING = 4
 
 ImageMode = Literal["whole", "center-crop"]
 
+Observer = Callable[[str, Tensor, Tensor], None]
+"""Called with a photograph's id, its mask in the data set's labels (void included), and the prediction in the model's
+labels: ``(H, W)`` each, of what was compared, the mask uint8 on the CPU, the prediction int64 on the model's device."""
+
 
 def evaluate(
     model: Segmenter,
@@ -37,6 +41,7 @@ def evaluate(
     batch_size: int = 8,
     rank: int = 0,
     world_size: int = 1,
+    observe: Observer | None = None,
 ) -> Evaluation:
     """Confusion of a model with the truth, exact over batches and processes.
 
@@ -56,6 +61,7 @@ def evaluate(
         batch_size: photographs of one size per forward pass.
         rank: this process.
         world_size: processes that share the work; the counts of all are summed by torchmetrics.
+        observe: is shown every photograph of this process's share once.
     """
     device = model.mean.device
     labels = protocol.label_table(len(model.architecture.steps) - 1, source.class_names).long()
@@ -63,26 +69,30 @@ def evaluate(
     was_training = model.training
     model.eval()
 
-    def read(image_id: str) -> tuple[Tensor, Tensor]:
+    def read(image_id: str) -> tuple[Tensor, Tensor, Tensor, str]:
         photograph, mask = source.read_image(image_id), source.read_mask(image_id)
         if image == "center-crop":
-            photograph, mask = _center_crop(photograph, mask, crop_size)
+            photograph, mask = center_crop(photograph, mask, crop_size)
             photograph = photograph[None]
         else:
             photograph = model.to_working_size(photograph)
-        return photograph, labels[mask.long()]
+        return photograph, labels[mask.long()], mask, image_id
 
     mine = ids[rank::world_size]
     with ThreadPoolExecutor(1) as reader:
         samples = track(_prefetched(reader, read, mine), "evaluating", len(mine))
-        for photographs, masks in _equal_shapes(samples, batch_size):
+        for photographs, truths, masks, shown in _equal_shapes(samples, batch_size):
             logits = model.predict_logits(torch.cat(photographs).to(device), (masks[0].shape[-2], masks[0].shape[-1]))
-            metric.update(logits.argmax(dim=1), torch.stack(masks).to(device))
+            predicted = logits.argmax(dim=1)
+            metric.update(predicted, torch.stack(truths).to(device))
+            if observe is not None:
+                for image_id, mask, labelling in zip(shown, masks, predicted, strict=True):
+                    observe(image_id, mask, labelling)
     model.train(was_training)
     return Evaluation.from_confusion(metric.compute().cpu(), model.architecture.steps, len(ids))
 
 
-def _prefetched(reader: ThreadPoolExecutor, read, ids: Sequence[str]) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[no-untyped-def]
+def _prefetched(reader: ThreadPoolExecutor, read, ids: Sequence[str]) -> Iterator[tuple[Any, ...]]:  # type: ignore[no-untyped-def]
     """Read one photograph ahead of the model."""
     pending = None
     for image_id in ids:
@@ -93,11 +103,12 @@ def _prefetched(reader: ThreadPoolExecutor, read, ids: Sequence[str]) -> Iterato
         yield pending.result()
 
 
-def _equal_shapes(
-    samples: Iterable[tuple[Tensor, Tensor]], batch_size: int
-) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Batches of samples whose photographs and masks have the same shapes; at most ``MOST_WAITING`` batches wait."""
-    waiting: dict[tuple[torch.Size, torch.Size], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+def _equal_shapes(samples: Iterable[tuple[Any, ...]], batch_size: int) -> Iterator[tuple[list[Any], ...]]:
+    """Batches, column by column, of samples whose first two tensors, photograph and mask, have the same shapes.
+
+    At most ``MOST_WAITING`` batches wait.
+    """
+    waiting: dict[tuple[torch.Size, torch.Size], list[tuple[Any, ...]]] = defaultdict(list)
     for sample in samples:
         shape = (sample[0].shape, sample[1].shape)
         waiting[shape].append(sample)
@@ -108,11 +119,21 @@ def _equal_shapes(
     yield from map(_columns, waiting.values())
 
 
-def _columns(samples: list[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
-    return [photograph for photograph, _ in samples], [mask for _, mask in samples]
+def _columns(samples: list[tuple[Any, ...]]) -> tuple[list[Any], ...]:
+    return tuple(map(list, zip(*samples, strict=True)))
 
 
-def _center_crop(photograph: Tensor, mask: Tensor, side: int) -> tuple[Tensor, Tensor]:
+def center_crop(photograph: Tensor, mask: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """The central square of photograph and mask, scaled so that the shorter side has ``side`` pixels.
+
+    Args:
+        photograph: uint8 ``(3, H, W)``.
+        mask: uint8 ``(H, W)``.
+        side: in pixels.
+
+    Returns:
+        Float RGB in [0, 1], ``(3, side, side)``, and the mask, nearest neighbour, ``(side, side)``.
+    """
     h, w = mask.shape
     factor = side / min(h, w)
     size = (max(side, round(h * factor)), max(side, round(w * factor)))
@@ -158,7 +179,7 @@ def evaluate_run(
         model,
         source,
         source.ids(split or config.data.val_split),
-        Protocol.from_config(config.protocol),
+        Protocol(model.architecture.steps, config.protocol.setting),
         image=image or config.evaluation.image,
         crop_size=config.evaluation.crop_size,
         batch_size=config.evaluation.batch_size,

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from fmwiss.config import VisionLanguageConfig
 from fmwiss.errors import UserError
+from fmwiss.foundation import tiny
 from fmwiss.foundation.images import Normalize, fit
 from fmwiss.foundation.scores import class_scores, compete, denoise_prompts, smooth_by_keys
 from fmwiss.foundation.weights import find_weights, first_line, require_hub, state_digest, weights_folder
@@ -252,6 +253,8 @@ def _check_model(name: str) -> None:
 
 def _check_tag(name: str, tag: str) -> Mapping[str, Any]:
     """What open_clip knows of the weights; the model must compute the activation that they were trained with."""
+    if name == tiny.CLIP and tag == tiny.CLIP_TAG:
+        return {}  # the package's own, with open_clip's usual mean colour
     trained = open_clip.get_pretrained_cfg(name, tag)
     if not trained:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"

@@ -1,4 +1,4 @@
-"""Where pretrained weights come from: a local folder by name first, the hub otherwise.
+"""Where pretrained weights come from: a local folder by name first, then the package, the hub otherwise.
 
 A folder holds safetensors in timm's key names, ``<timm name>.safetensors``; nothing there is read with pickle.
 """
@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fmwiss.errors import UserError
+from fmwiss.foundation import tiny
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -48,14 +49,13 @@ def weights_folder(weights: Path | None) -> Path | None:
 
 
 def find_weights(name: str, folder: Path | None) -> Path | None:
-    """The file ``<name>.safetensors`` in the folder (or in ``FMWISS_WEIGHTS``), or None.
+    """The file ``<name>.safetensors`` in the folder (or in ``FMWISS_WEIGHTS``), else in the package, or None.
 
     A timm name with a tag (``vit_small_patch16_224.dino``) also finds the file without it.
     """
-    folder = weights_folder(folder)
-    if folder is None:
-        return None
-    candidates = (folder / f"{stem}.safetensors" for stem in dict.fromkeys((name, name.split(".")[0])))
+    folders = [place for place in (weights_folder(folder), tiny.FOLDER) if place is not None]
+    stems = dict.fromkeys((name, name.split(".")[0]))
+    candidates = (place / f"{stem}.safetensors" for place in folders for stem in stems)
     return next((path for path in candidates if path.is_file()), None)
 
 

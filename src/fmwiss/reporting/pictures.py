@@ -1,4 +1,4 @@
-"""Predictions and masks as pictures: indexed PNGs, overlays with a legend, masks side by side."""
+"""Predictions and masks as pictures: indexed PNGs, overlays with a legend, masks side by side, layers of a report."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
-from fmwiss.data.voc import VOC_CLASSES, voc_palette
+from fmwiss.data.emoji import EMOJI_CLASSES
+from fmwiss.data.voc import VOC_CLASSES, VOID, voc_palette
 from fmwiss.files import write_atomically
 
 Colour = tuple[int, int, int]
 
 _OPACITY = 0.55
+_HEAT_STEPS = 128
 _PAPER: Colour = (255, 255, 255)
 _INK: Colour = (25, 25, 25)
 
@@ -28,15 +30,17 @@ def picture_indices(class_names: Sequence[str]) -> Tensor:
         class_names: names of the model's labels, ``background`` first.
 
     Returns:
-        uint8 ``(256,)``, from label to palette index. When every class is one of VOC's the indices are VOC's own ids,
-        whatever the order in which the model learnt them, so that the picture can be compared with VOC's masks;
-        otherwise they are the model's labels.
+        uint8 ``(256,)``, from label to palette index. When every class is one of VOC's (or of EmojiSeg's) the indices
+        are VOC's own ids (EmojiSeg's), whatever the order in which the model learnt them, so that the picture can be
+        compared with the data set's masks; otherwise they are the model's labels.
     """
     table = torch.arange(256, dtype=torch.uint8)
     classes = class_names[1:]
-    if set(classes) <= set(VOC_CLASSES):
-        ids = [VOC_CLASSES.index(name) + 1 for name in classes]
-        table[1 : len(ids) + 1] = torch.tensor(ids, dtype=torch.uint8)
+    for known in (VOC_CLASSES, EMOJI_CLASSES):
+        if set(classes) <= set(known):
+            ids = [known.index(name) + 1 for name in classes]
+            table[1 : len(ids) + 1] = torch.tensor(ids, dtype=torch.uint8)
+            break
     return table
 
 
@@ -127,30 +131,69 @@ def side_by_side(image: Tensor, stages: Mapping[str, Tensor], names: Sequence[st
     return canvas
 
 
-def probability_maps(image: Tensor, maps: Mapping[str, Tensor]) -> Image.Image:
-    """The photograph and, beside it, one map after the other from black (0) over red to white (1) (Figure 8).
+def label_layer(labels: Tensor, class_names: Sequence[str]) -> Image.Image:
+    """A label map to be laid over its photograph: classes in the palette's colours, background transparent.
 
     Args:
-        image: uint8 ``(3, H, W)``, RGB.
-        maps: title -> probabilities ``(h, w)`` in [0, 1] on any grid that covers the photograph.
+        labels: uint8 ``(H, W)`` in the model's label space, void allowed.
+        class_names: names of the model's labels, ``background`` first.
 
     Returns:
-        RGB; above every map stands its title with its largest value.
+        Of mode P with as few colours as there are, so that its PNG is small; white where labels meet.
     """
-    photograph = _to_picture(image.cpu())
-    font = _font_for(photograph)
-    line, gap = _line_height(font), 4
-    width, height = photograph.size
-    canvas = Image.new("RGB", ((1 + len(maps)) * (width + gap) - gap, line + height), _PAPER)
-    draw = ImageDraw.Draw(canvas)
-    canvas.paste(photograph, (0, line))
-    for column, (title, values) in enumerate(maps.items(), start=1):
-        left = column * (width + gap)
-        full = F.interpolate(values.cpu().float()[None, None], size=(height, width), mode="bilinear")[0, 0]
-        heat = torch.stack([3 * full - channel for channel in range(3)]).clamp(0, 1)
-        draw.text((left + 2, 1), f"{title} (max {float(values.max()):.2f})", fill=_INK, font=font)
-        canvas.paste(_to_picture((255 * heat).round().to(torch.uint8)), (left, line))
-    return canvas
+    labels = labels.cpu()
+    palette, indices = voc_palette(), picture_indices(class_names).tolist()
+    edges = _edges(labels)
+    present = [label for label in labels[~edges].unique().tolist() if label]
+    codes = torch.zeros(256, dtype=torch.uint8)
+    codes[present] = torch.arange(2, 2 + len(present), dtype=torch.uint8)
+    colours = [_PAPER, _PAPER, *(_colour(palette, label if label == VOID else indices[label]) for label in present)]
+    picture = Image.fromarray(codes[labels.long()].masked_fill(edges, 1).numpy())
+    picture.putpalette([channel for colour in colours for channel in colour])
+    picture.info["transparency"] = 0
+    return picture
+
+
+def mask_layer(mask: Tensor, label: int, class_names: Sequence[str], size: Sequence[int]) -> Image.Image:
+    """One class's mask as :func:`label_layer` draws it.
+
+    Args:
+        mask: bool ``(h, w)`` on any grid that covers the photograph.
+        label: the class's label.
+        class_names: names of the model's labels, ``background`` first.
+        size: height and width of the picture.
+    """
+    return label_layer(_to_size(mask[None].cpu(), size)[0].to(torch.uint8) * label, class_names)
+
+
+def heat_map(values: Tensor, size: Sequence[int]) -> Image.Image:
+    """Probabilities from black (0) over red and yellow to white (1), as the paper's figure 8 has them.
+
+    Args:
+        values: ``(h, w)`` in [0, 1].
+        size: height and width of the picture, to which they are scaled bilinearly.
+
+    Returns:
+        Of mode P, with 128 steps.
+    """
+    full = F.interpolate(values.cpu().float()[None, None], size=list(size), mode="bilinear")[0, 0].clamp(0, 1)
+    ramp = torch.linspace(0, 3, _HEAT_STEPS)
+    heat = torch.stack([ramp - channel for channel in range(3)], dim=1).clamp(0, 1)
+    picture = Image.fromarray((full * (_HEAT_STEPS - 1)).round().to(torch.uint8).numpy())
+    picture.putpalette((255 * heat).round().to(torch.uint8).flatten().tolist())
+    return picture
+
+
+def thumbnail(image: Tensor, side: int) -> Image.Image:
+    """A photograph, uint8 ``(3, H, W)``, at most ``side`` pixels long; see :func:`thumbnail_size`."""
+    height, width = thumbnail_size(image.shape[-2], image.shape[-1], side)
+    return _to_picture(image.cpu()).resize((width, height), Image.Resampling.LANCZOS)
+
+
+def thumbnail_size(height: int, width: int, side: int) -> tuple[int, int]:
+    """Height and width with the longer side at most ``side`` pixels; smaller photographs keep their size."""
+    factor = min(1.0, side / max(height, width))
+    return max(1, round(height * factor)), max(1, round(width * factor))
 
 
 def save_masks(masks: Tensor, names: Sequence[str], size: Sequence[int], folder: Path, stem: str) -> None:
@@ -183,10 +226,14 @@ def _blend(image: Tensor, colour: Tensor, where: Tensor) -> Tensor:
 
 def _with_edges(image: Tensor, labels: Tensor) -> Tensor:
     """White where the right or the lower neighbour has another label (H, W)."""
+    return image.masked_fill(_edges(labels), 255)
+
+
+def _edges(labels: Tensor) -> Tensor:
     edges = torch.zeros_like(labels, dtype=torch.bool)
     edges[:, :-1] |= labels[:, :-1] != labels[:, 1:]
     edges[:-1, :] |= labels[:-1, :] != labels[1:, :]
-    return image.masked_fill(edges, 255)
+    return edges
 
 
 def _legend(entries: Sequence[tuple[str, Colour]], width: int, font: ImageFont.FreeTypeFont) -> Image.Image:

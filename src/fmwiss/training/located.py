@@ -74,3 +74,7 @@ class LocatedMasks(KeptMaps):
         """Bool ``(len(classes), gh, gw)``, the same in every epoch; no two masks overlap. Raises as :meth:`map`."""
         wanted = torch.tensor([self.about.index(name) + 1 for name in classes], dtype=torch.uint8)
         return self.map(image_id) == wanted[:, None, None]
+
+    def stages(self, image_id: str, classes: Sequence[str], epoch: int) -> dict[str, Tensor]:
+        """:meth:`masks` alone, as ``located``."""
+        return {"located": self.masks(image_id, classes, epoch)}

@@ -7,7 +7,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,22 +29,32 @@ from fmwiss.data.transforms import JointTransform
 from fmwiss.data.voc import VOCSource
 from fmwiss.errors import UserError
 from fmwiss.evaluation import Evaluation, evaluate
+from fmwiss.evaluation.evaluate import Observer, center_crop
 from fmwiss.files import write_atomically
 from fmwiss.foundation import build_saliency
 from fmwiss.methods import Method, Supervised, build_method, method_class
 from fmwiss.models import Segmenter, finished_steps
 from fmwiss.pseudo_masks import open_pseudo_masks
 from fmwiss.pseudo_masks import working_size as frozen_size
-from fmwiss.reporting.pictures import probability_maps, save_png
 from fmwiss.reporting.progress import track
+from fmwiss.reporting.records import CONFUSION, ENVIRONMENT, EVALUATION, GALLERY, Confusion, Gallery
+from fmwiss.reporting.report import write_report
+from fmwiss.training.environment import describe_environment
+from fmwiss.training.gallery import (
+    PHOTOGRAPHS,
+    Comparison,
+    GalleryFolder,
+    Shown,
+    TrainingPictures,
+    draw_validation,
+)
 from fmwiss.training.located import KeptMaps, LocatedMasks
 from fmwiss.training.loop import Loop
 
 BANK = "memory_bank.safetensors"
 TAGS = "tags.json"
 LOCATOR = "locator"
-MAPS_PER_CLASS = 3
-"""Photographs of every new class whose probability maps are drawn at the end of a step."""
+REPORT = "report.html"
 
 
 def train(
@@ -90,7 +100,12 @@ def train(
         if step is not None and step > 0 and step - 1 not in done:
             raise UserError(f"{out}: step {step} starts from step {step - 1}, which is not finished; train that first.")
         wanted = range(len(run.protocol.steps)) if step is None else [step]
-        return {t: run.do_step(t) for t in wanted if t not in done}
+        results = {t: run.do_step(t) for t in wanted if t not in done}
+        if fabric.is_global_zero:
+            for unfinished in out.glob(".*.tmp"):  # of processes that were killed while they wrote
+                shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
+            write_report([out], out / REPORT)
+        return results
 
 
 @contextmanager
@@ -127,7 +142,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.source = VOCSource(self.data)
-        self.protocol = Protocol.from_config(self.config.protocol)
+        self.protocol = Protocol.from_config(self.config.protocol, self.source.class_names)
         options = self.config.data
         method_class(self.config.method).check(self.config.method, self.config)
         self.transform = JointTransform(options.crop_size, options.resize, options.scale, options.flip)
@@ -144,7 +159,7 @@ class _Run:
         begun = [folder.name for folder in self.folder.glob("step*") if _is_begun(folder)]
         if begun and path.is_file():
             saved = load_config(path)
-            difference = _base_difference(saved, self.config)
+            difference = _base_difference(saved, self.config, self.source.class_names)
             if begun != ["step0"] or difference is not None:
                 check_resumable(saved, self.config, self.folder)
         self.fabric.barrier()  # every process has looked before the first one writes
@@ -160,7 +175,7 @@ class _Run:
             return
         if 0 not in finished_steps(base):
             raise UserError(f"{base}: its step 0 is not finished; train it first.")
-        difference = _base_difference(load_config(base / "config.yaml"), self.config)
+        difference = _base_difference(load_config(base / "config.yaml"), self.config, self.source.class_names)
         if difference is not None:
             key, theirs, ours = difference
             raise UserError(
@@ -216,12 +231,13 @@ class _Run:
         trained = time.monotonic()
         method.eval()
         if self.fabric.is_global_zero:
-            if t > 0:
-                self._draw_probability_maps(folder / "teacher", method, new_tags)
             self._keep_memory(t, method, chosen, new_tags)
         self.fabric.barrier()
-        result = self._evaluate(method.student)
+        result, counts, shown = self._comparison(t).run(method.student)
         if self.fabric.is_global_zero:
+            counts.save(folder / PHOTOGRAPHS)
+            pictures = self._training_pictures(t, method, dataset, chosen, tags, options)
+            self._write_gallery(t, shown, pictures)
             seconds = {
                 "preparation": prepared - started,
                 "training": training_seconds,
@@ -247,18 +263,74 @@ class _Run:
             **validation,
         )
 
-    def _draw_probability_maps(self, folder: Path, method: Method, tags: Mapping[str, frozenset[str]]) -> None:
-        """Pictures of what supervised the student in the end, for the first photographs of every new class."""
-        names = method.student.class_names
-        for name in sorted(set().union(*tags.values())):
-            for image_id in [i for i in tags if name in tags[i]][:MAPS_PER_CLASS]:
-                image = self.source.read_image(image_id)
-                maps = method.probability_maps(method.student.to_working_size(image))
-                if maps is None:
-                    return
-                shown = ["background", *(n for n in names if n in tags[image_id])]
-                picture = probability_maps(image, {n: maps[0, names.index(n)] for n in shown})
-                save_png(picture, folder / f"{name.replace(' ', '_')}_{image_id}.png")
+    def _comparison(self, t: int) -> Comparison:
+        options = self.config.evaluation
+        identity = {"split": self.config.data.val_split, "image": options.image}
+        if options.image == "center-crop":
+            identity["crop_size"] = str(options.crop_size)
+        return Comparison(
+            folder=self.folder,
+            step=t,
+            ids=self.source.ids(self.config.data.val_split),
+            identity=identity,
+            label_table=self.protocol.label_table(t, self.source.class_names),
+            seed=self.config.training.seed,
+            device=self.fabric.device,
+            evaluate=self._evaluate,
+            gather=self._gather,
+        )
+
+    def _gather(self, mine: dict[str, Any]) -> dict[str, Any]:
+        """What all processes have found, each of its own photographs."""
+        if self.fabric.world_size == 1:
+            return mine
+        shares: list[dict[str, Any]] = [{} for _ in range(self.fabric.world_size)]
+        torch.distributed.all_gather_object(shares, mine)
+        return {image_id: value for share in shares for image_id, value in share.items()}
+
+    def _training_pictures(
+        self,
+        t: int,
+        method: Method,
+        dataset: MaskDataset | WeakDataset,
+        ids: list[str],
+        tags: TagIndex,
+        options: OptimizationConfig,
+    ) -> TrainingPictures:
+        return TrainingPictures(
+            source=self.source,
+            dataset=dataset,
+            ids=ids,
+            tags=tags,
+            new_classes=self.protocol.new(t),
+            class_names=method.student.class_names,
+            epochs=method.warmup_epochs + options.epochs,
+            seed=self.config.training.seed,
+            stages=dataset.pseudo_masks if isinstance(dataset, WeakDataset) else None,
+            probability_maps=lambda image: method.probability_maps(method.student.to_working_size(image)),
+            label_table=self.protocol.label_table(0, self.source.class_names) if t == 0 else None,
+        )
+
+    def _write_gallery(self, t: int, shown: Sequence[Shown], pictures: TrainingPictures) -> None:
+        """What the report shows of the step beside its figures."""
+        folder = GalleryFolder(self.folder / f"step{t}" / GALLERY)
+        split, table = self.config.data.val_split, self.protocol.label_table(t, self.source.class_names)
+        gallery = Gallery(
+            class_names=list(pictures.class_names),
+            new_classes=list(pictures.new_classes),
+            split=split,
+            compared=len(self.source.ids(split)),
+            validation=draw_validation(folder, shown, pictures.class_names, table, self._compared_photograph),
+            training=pictures.draw(folder),
+        )
+        folder.finish(gallery)
+
+    def _compared_photograph(self, image_id: str) -> torch.Tensor:
+        """Of a validation photograph, what is compared with its mask, uint8."""
+        photograph, options = self.source.read_image(image_id), self.config.evaluation
+        if options.image == "whole":
+            return photograph
+        return (center_crop(photograph, photograph[0], options.crop_size)[0] * 255).round().to(torch.uint8)
 
     def _finish(
         self, folder: Path, method: Method, result: Evaluation, seconds: Mapping[str, float], images: int
@@ -271,8 +343,10 @@ class _Run:
             "peak_memory_gib": round(_peak_memory_gib(self.fabric.device), 2),
             "diagnostic": method.learns_from_pseudo_masks and self.config.cosegmentation.source == "true-masks",
         }
-        text = json.dumps(summary, indent=1) + "\n"
-        write_atomically(folder / "evaluation.json", lambda path: path.write_text(text))
+        confusion = Confusion(names=list(result.iou), pixels=[list(row) for row in result.confusion])
+        _write_json(folder / CONFUSION, confusion.model_dump(), indent=None)
+        _write_json(folder / ENVIRONMENT, describe_environment(self.fabric).model_dump())
+        _write_json(folder / EVALUATION, summary)
         for unfinished in folder.glob(".*.tmp"):  # of processes that were killed while they wrote
             unfinished.unlink()
         method.student.save(folder)
@@ -306,6 +380,11 @@ class _Run:
             raise UserError(
                 f"{previous}: is a checkpoint of encoder {student.architecture.encoder}, and the configuration's "
                 f"segmenter.encoder is {expected.encoder}; they must be the same."
+            )
+        if student.class_names[1:] != self.protocol.old(t):
+            raise UserError(
+                f"{previous}: has learnt {', '.join(student.class_names[1:])}, and for {self.data} step {t} needs one "
+                f"of {', '.join(self.protocol.old(t))}; give the data that the run was begun with, or another --out."
             )
         student.add_step(self.protocol.new(t), expected.classifier_init)
         return build_method(self.config.method, student, old_model, options.freeze_batch_norm)
@@ -428,7 +507,10 @@ class _Run:
                 image = self.source.read_image(tagged[index])
                 bank.add(name, image, student.predict(image).cpu() == label, options.min_area)
 
-    def _evaluate(self, student: Segmenter) -> Evaluation:
+    def _evaluate(
+        self, student: Segmenter, ids: Sequence[str] | None = None, observe: Observer | None = None
+    ) -> Evaluation:
+        """Evaluate on the validation split, or on some of its photographs; every process does its share."""
         options = self.config.evaluation
         if self.fabric.world_size > 1:
             # every process has batch norm statistics of its own photographs; the first one's are those that are saved
@@ -438,14 +520,20 @@ class _Run:
             return evaluate(
                 student,
                 self.source,
-                self.source.ids(self.config.data.val_split),
+                self.source.ids(self.config.data.val_split) if ids is None else ids,
                 self.protocol,
                 image=options.image,
                 crop_size=options.crop_size,
                 batch_size=options.batch_size,
                 rank=self.fabric.global_rank,
                 world_size=self.fabric.world_size,
+                observe=observe,
             )
+
+
+def _write_json(path: Path, value: object, indent: int | None = 1) -> None:
+    text = json.dumps(value, indent=indent) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
 def _is_begun(step: Path) -> bool:
@@ -465,8 +553,11 @@ _BASE_KEYS = (
 """Keys, or beginnings of keys, that step 0 depends on, beside its classes."""
 
 
-def _base_difference(theirs: Config, ours: Config) -> tuple[str, str, str] | None:
-    """The first key in which two base models differ, and both values; None if one can stand for the other."""
+def _base_difference(theirs: Config, ours: Config, known: Sequence[str]) -> tuple[str, str, str] | None:
+    """The first key in which two base models differ, and both values; None if one can stand for the other.
+
+    ``known`` are the data set's class names.
+    """
     keys = _BASE_KEYS
     if method_class(ours.method).pastes_instances and ours.copy_paste.bank_size > 0:
         # without copy-paste nobody asks for the memory that lies beside the model
@@ -474,14 +565,14 @@ def _base_difference(theirs: Config, ours: Config) -> tuple[str, str, str] | Non
     difference = first_difference(
         theirs, ours, lambda key: key.startswith(keys) and key != "segmenter.classifier_init"
     )
-    if difference is None and _base_classes(theirs) != _base_classes(ours):
+    if difference is None and _base_classes(theirs, known) != _base_classes(ours, known):
         return "protocol.steps", str(theirs.protocol.steps), str(ours.protocol.steps)
     return difference
 
 
-def _base_classes(config: Config) -> tuple[tuple[str, ...], frozenset[str]]:
+def _base_classes(config: Config, known: Sequence[str]) -> tuple[tuple[str, ...], frozenset[str]]:
     """What decides on the photographs of step 0: its classes and, if disjoint, those that they may not show."""
-    protocol = Protocol.from_config(config.protocol)
+    protocol = Protocol.from_config(config.protocol, known)
     later = frozenset().union(*protocol.steps[1:]) if config.protocol.setting == "disjoint" else frozenset()
     return protocol.new(0), later
 

@@ -1,0 +1,105 @@
+"""The programs that train the tiny models: their views, matches and losses."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch.nn import functional as F
+
+from fmwiss.foundation.tiny import VIT
+from tiny_scenes import SIZE, Scenes, counterparts, views
+from train_tiny_clip import contrastive_loss
+from train_tiny_dino import balanced, block_masks, cross_entropy, start_from_likeness, tie
+
+
+@pytest.fixture
+def coordinates() -> Scenes:
+    """Two scenes whose first two channels are x and y; the third is not used."""
+    ramp = torch.arange(SIZE, dtype=torch.float32).expand(SIZE, SIZE)
+    image = torch.stack((ramp, ramp.T, torch.zeros(SIZE, SIZE))).to(torch.uint8)
+    return Scenes(image.expand(2, -1, -1, -1).clone(), torch.tensor([[120, 160], [160, 112]]), [["cat"], ["dog"]])
+
+
+def test_counterparts_show_the_same_place(coordinates: Scenes):
+    """Coordinates sampled through a view and through its counterpart in another view are the same."""
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.tensor([0, 1, 0, 1])
+    (_, mine), (_, theirs) = (views(coordinates, chosen, 40, (0.3, 1.0), generator) for _ in range(2))
+
+    def look(where: torch.Tensor) -> torch.Tensor:
+        grid = F.affine_grid(where, [4, 3, 40, 40], align_corners=False)
+        return F.grid_sample(coordinates.images[chosen].float(), grid, padding_mode="border", align_corners=False)
+
+    there, inside = counterparts(mine, theirs, (10, 10))
+    matched = F.grid_sample(look(theirs), there, align_corners=False)[:, :2]
+    own = F.adaptive_avg_pool2d(look(mine), (10, 10))[:, :2]
+    assert inside.any() and not inside.all()
+    assert ((matched - own).abs() < 1.5)[inside[:, None].expand_as(own)].all()  # pixels of a scene
+
+
+def test_views_stay_inside_their_scenes(coordinates: Scenes):
+    generator = torch.Generator().manual_seed(1)
+    chosen = torch.tensor([0, 1] * 20)
+    _, where = views(coordinates, chosen, 16, (0.1, 1.0), generator)
+    corners = torch.stack([where @ torch.tensor([x, y, 1.0]) for x in (-1.0, 1.0) for y in (-1.0, 1.0)])
+    pixels = (corners + 1) * SIZE / 2  # x, y
+    sizes = coordinates.sizes[chosen].flip(1)
+    assert pixels.min() > -1e-3 and (pixels <= sizes + 1e-3).all()
+    assert (where[:, 0, 0] < 0).any() and (where[:, 0, 0] > 0).any()  # some are mirrored
+
+
+def test_contrastive_loss_by_hand():
+    logits = torch.tensor([[2.0, -1.0], [0.0, 3.0]])
+    belongs = torch.tensor([[True, False], [True, True]])
+    wanted = [math.log1p(math.exp(-2)), math.log1p(math.exp(-1)), math.log(2), math.log1p(math.exp(-3))]
+    assert contrastive_loss(logits, belongs).item() == pytest.approx(sum(wanted) / 4)
+
+
+def test_balanced_answers_use_all_prototypes():
+    answers = balanced(torch.randn(64, 8, generator=torch.Generator().manual_seed(0)), 0.5, rounds=20)
+    assert torch.allclose(answers.sum(1), torch.ones(64))
+    assert torch.allclose(answers.sum(0), torch.full((8,), 8.0), atol=0.1)
+
+
+def test_cross_entropy_by_hand():
+    answers, scores = torch.tensor([[0.25, 0.75]]), torch.tensor([[0.1, 0.2]])
+    logs = [math.log(math.exp(s) / (math.exp(1) + math.exp(2))) for s in (1, 2)]
+    assert cross_entropy(answers, scores).item() == pytest.approx(-(0.25 * logs[0] + 0.75 * logs[1]), rel=1e-5)
+
+
+def test_block_masks_hide_some_of_every_second_view():
+    masks = block_masks(10, 8, torch.Generator().manual_seed(0))
+    shares = masks.float().mean((1, 2))
+    assert (shares > 0).sum() == 5 and shares.max() < 0.8
+
+
+def test_queries_and_keys_are_tied():
+    vit = timm.create_model(VIT)
+    start_from_likeness(vit)
+    for block in vit.blocks:
+        queries, keys, _ = block.attn.qkv.weight.chunk(3)
+        assert torch.equal(queries, keys)
+        tokens = F.layer_norm(torch.randn(4096, queries.shape[1]), queries.shape[1:])
+        assert (tokens @ keys.T).std().item() == pytest.approx(1.0, abs=0.15)
+    with torch.no_grad():
+        vit.blocks[-1].attn.qkv.weight[0] += 1
+    tie(vit.blocks[-1])
+    queries, keys, _ = vit.blocks[-1].attn.qkv.weight.chunk(3)
+    assert torch.equal(queries, keys)
+
+
+def test_the_programs_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import train_tiny_clip
+    import train_tiny_dino
+
+    for program, words in ((train_tiny_clip, ()), (train_tiny_dino, (VIT,)), (train_tiny_dino, ("resnet_emoji",))):
+        out = tmp_path / "weights.safetensors"
+        options = ["--scenes", "6", "--iterations", "2", "--batch-size", "4"]
+        monkeypatch.setattr("sys.argv", ["program", *words, str(out), *options])
+        program.main()
+        assert out.stat().st_size > 100_000
+        out.unlink()

@@ -1,0 +1,209 @@
+"""Trains a tiny image encoder of the package by self-distillation on scenes of EmojiSeg, without tags and masks.
+
+    python tools/train_tiny_dino.py vit_emoji_patch8_80 src/fmwiss/foundation/tiny/vit_emoji_patch8_80.safetensors
+    python tools/train_tiny_dino.py resnet_emoji src/fmwiss/foundation/tiny/resnet_emoji.safetensors
+
+Two views of a scene; the student sees one, the teacher, its moving average, the other, and the student learns to give
+the teacher's answer: for the whole view (DINO, Caron et al., 2021), and for each place in it the answer of the place in
+the other view that shows the same (as dense variants do: PixPro, Xie et al., 2021). A ViT's view is masked in blocks,
+so that it also has to guess what it does not see (iBOT, Zhou et al., 2022). The teacher's answers are balanced over the
+batch by Sinkhorn-Knopp (SwAV, DINOv2). The teacher's weights are kept.
+
+A ViT's attention learns last which places belong together, long after its features know it. Here there is no time for
+that, so attention starts as a measure of likeness, queries equal to keys (as mimetic initialisation has it, Trockman
+and Kolter, 2023), and in the last block, whose attention is what the model is made for, they are kept equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import time
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fmwiss.foundation.tiny import RESNET, VIT
+from fmwiss.reporting.progress import track
+from tiny_scenes import counterparts, normalised, render_scenes, save_half, views
+
+SIDE, STRIDE = 80, 8
+
+
+class Head(nn.Module):
+    """From features to scores of prototypes, both of length one."""
+
+    def __init__(self, width: int, prototypes: int, hidden: int = 512, bottleneck: int = 64) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
+        )
+        self.prototypes = nn.Parameter(torch.randn(prototypes, bottleneck))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.normalize(self.layers(features).float(), dim=-1) @ F.normalize(self.prototypes, dim=-1).T
+
+
+class Network(nn.Module):
+    """Encoder and heads: features of the whole image and of its places."""
+
+    def __init__(self, name: str, prototypes: int) -> None:
+        super().__init__()
+        self.is_vit = name == VIT
+        options = {"dynamic_img_size": True} if self.is_vit else {"output_stride": STRIDE}
+        self.encoder = timm.create_model(name, num_classes=0, **options)
+        width = self.encoder.num_features
+        self.head = Head(width, prototypes)
+        self.place_head = Head(width, prototypes)
+        self.mask_token = nn.Parameter(torch.zeros(width)) if self.is_vit else None
+
+    def forward(self, images: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``(B, 3, H, W)``, masks ``(B, h, w)`` bool -> ``(B, D)`` and ``(B, D, h, w)``."""
+        grid = (images.shape[-2] // STRIDE, images.shape[-1] // STRIDE)
+        if not self.is_vit:
+            places = self.encoder.forward_features(images)
+            return places.mean((2, 3)), places
+        patches = self.encoder.patch_embed(images)
+        if masks is not None:
+            patches = torch.where(masks[..., None], self.mask_token.to(patches.dtype), patches)
+        tokens = self.encoder._pos_embed(patches)
+        tokens = self.encoder.norm(self.encoder.blocks(self.encoder.norm_pre(tokens)))
+        return tokens[:, 0], tokens[:, 1:].transpose(1, 2).unflatten(2, grid)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=(VIT, RESNET))
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--scenes", type=int, default=10000)
+    parser.add_argument("--iterations", type=int, default=1500)
+    parser.add_argument("--batch-size", type=int, default=48)
+    parser.add_argument("--prototypes", type=int, default=512)
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    parser.add_argument("--momentum", type=float, default=0.98, help="of the teacher, at the first iteration")
+    parser.add_argument("--seed", type=int, default=2000)
+    arguments = parser.parse_args()
+
+    scenes = render_scenes(arguments.scenes, arguments.seed)
+    torch.manual_seed(arguments.seed)
+    generator = torch.Generator().manual_seed(arguments.seed)
+    student = Network(arguments.model, arguments.prototypes).to(memory_format=torch.channels_last)
+    if student.is_vit:
+        start_from_likeness(student.encoder)
+    teacher = copy.deepcopy(student).requires_grad_(False)
+    decayed = [p for p in student.parameters() if p.ndim > 1]
+    others = [p for p in student.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=arguments.learning_rate)
+    started, totals = time.monotonic(), [0.0, 0.0]
+    for iteration in track(range(arguments.iterations), "training"):
+        progress = iteration / arguments.iterations
+        for group in optimizer.param_groups:
+            group["lr"] = arguments.learning_rate * min(1.0, (iteration + 1) / 100) * _cosine(progress, 1.0, 0.02)
+        chosen = torch.randint(arguments.scenes, (arguments.batch_size,), generator=generator)
+        pair = [views(scenes, chosen, SIDE, (0.25, 1.0), generator) for _ in range(2)]
+        temperature = 0.04 + 0.02 * min(1.0, 3 * progress)
+        loss, place_loss = _losses(student, teacher, pair, temperature, generator)
+        optimizer.zero_grad(set_to_none=True)
+        (loss + place_loss).backward()
+        nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+        if student.is_vit:
+            tie(student.encoder.blocks[-1])
+        with torch.no_grad():
+            momentum = _cosine(progress, arguments.momentum, 1.0)
+            for mine, theirs in zip(teacher.parameters(), student.parameters(), strict=True):
+                mine.lerp_(theirs, 1 - momentum)
+            for mine, theirs in zip(teacher.buffers(), student.buffers(), strict=True):
+                mine.copy_(theirs)
+        totals = [totals[0] + float(loss.detach()), totals[1] + float(place_loss.detach())]
+        if (iteration + 1) % 50 == 0:
+            minutes = (time.monotonic() - started) / 60
+            means = f"image {totals[0] / 50:.3f}, places {totals[1] / 50:.3f}"
+            print(f"{iteration + 1}: {means}, {minutes:.1f} min", flush=True)
+            totals = [0.0, 0.0]
+        if (iteration + 1) % 250 == 0 or iteration + 1 == arguments.iterations:
+            save_half(teacher.encoder, arguments.out)
+
+
+def _losses(
+    student: Network, teacher: Network, pair: list[tuple[Tensor, Tensor]], temperature: float,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy between the answers to two views: for the whole, and place by place where they overlap."""
+    images = torch.cat([normalised(view) for view, _ in pair]).contiguous(memory_format=torch.channels_last)
+    mine, theirs = torch.cat([where for _, where in pair]), torch.cat([where for _, where in reversed(pair)])
+    masks = block_masks(len(images), SIDE // STRIDE, generator) if student.is_vit else None
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            whole, places = teacher(images)
+            whole, places = (torch.cat(features.chunk(2)[::-1]) for features in (whole, places))  # of the other view
+            there, inside = counterparts(mine, theirs, places.shape[-2:])
+            matched = F.grid_sample(places.float(), there, align_corners=False).permute(0, 2, 3, 1)[inside]
+            answers = balanced(teacher.head(whole), temperature)
+            place_answers = balanced(teacher.place_head(matched), temperature)
+        whole, places = student(images, masks)
+        scores = student.head(whole)
+        place_scores = student.place_head(places.permute(0, 2, 3, 1)[inside])
+    return cross_entropy(answers, scores), cross_entropy(place_answers, place_scores)
+
+
+@torch.no_grad()
+def start_from_likeness(encoder: nn.Module) -> None:
+    """Give every block's queries and keys the same weights, of such a size that a key has unit variance."""
+    for block in encoder.blocks:  # type: ignore[union-attr]
+        width = block.attn.qkv.in_features
+        nn.init.normal_(block.attn.qkv.weight[: 2 * width], std=width**-0.5)
+        tie(block)
+        block.attn.qkv.weight[:width] *= 2**0.5
+        block.attn.qkv.weight[width : 2 * width] *= 2**0.5
+
+
+@torch.no_grad()
+def tie(block: nn.Module) -> None:
+    """Give a block's queries and keys their mean weights."""
+    projection = block.attn.qkv  # type: ignore[union-attr]
+    for parameter in (projection.weight, projection.bias):
+        queries, keys, _ = parameter.chunk(3)
+        mean = (queries + keys) / 2
+        queries.copy_(mean)
+        keys.copy_(mean)
+
+
+def cross_entropy(answers: Tensor, scores: Tensor, temperature: float = 0.1) -> Tensor:
+    return -(answers * F.log_softmax(scores.float() / temperature, dim=-1)).sum(-1).mean()
+
+
+@torch.no_grad()
+def balanced(scores: Tensor, temperature: float, rounds: int = 3) -> Tensor:
+    """Sinkhorn-Knopp: ``(N, K)`` scores to rows that sum to 1 and use all prototypes alike."""
+    shares = (scores.float() / temperature - (scores.float() / temperature).max()).exp()
+    for _ in range(rounds):
+        shares = shares / shares.sum(0, keepdim=True).clamp(min=1e-12) / shares.shape[1]
+        shares = shares / shares.sum(1, keepdim=True).clamp(min=1e-12)
+    return shares
+
+
+def block_masks(count: int, side: int, generator: torch.Generator) -> Tensor:
+    """``(count, side, side)`` bool: rectangles hide up to half of every second view."""
+    masks = torch.zeros(count, side, side, dtype=torch.bool)
+    for index in range(0, count, 2):
+        wanted = float(torch.rand((), generator=generator)) * 0.4 + 0.1
+        while masks[index].float().mean() < wanted:
+            height, width = torch.randint(2, side // 2 + 1, (2,), generator=generator).tolist()
+            top = int(torch.randint(side - height + 1, (), generator=generator))
+            left = int(torch.randint(side - width + 1, (), generator=generator))
+            masks[index, top : top + height, left : left + width] = True
+    return masks[torch.randperm(count, generator=generator)]
+
+
+def _cosine(progress: float, start: float, end: float) -> float:
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+if __name__ == "__main__":
+    main()

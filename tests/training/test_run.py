@@ -394,8 +394,6 @@ def test_the_base_of_another_run_is_taken_over(
 ) -> None:
     config = configure(experiment, method__alpha=0.1, data__workers=1, training__steps__epochs=1)
     out = tmp_path / "taken"
-    with pytest.raises(UserError, match="copy_paste"):
-        train(configure(experiment, copy_paste__bank_size=2), tiny_voc, None, tmp_path / "bad", base=base)
     with pytest.raises(UserError, match="seed"):
         train(configure(experiment, training__seed=1), tiny_voc, None, tmp_path / "worse", base=base)
     with pytest.raises(UserError, match="not finished"):
@@ -410,6 +408,26 @@ def test_the_base_of_another_run_is_taken_over(
     (out / "step0" / "own").touch()
     train(config, tiny_voc, None, out, step=0, base=base)
     assert (out / "step0" / "own").exists()  # a run keeps the base that it has
+
+
+def test_a_base_with_another_memory_gets_the_one_that_the_run_wants(
+    base: Path, tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path
+) -> None:
+    """As a run that trains the base itself keeps it; the model is the other run's."""
+    wanted = configure(experiment, copy_paste__bank_size=2)
+    train(wanted, tiny_voc, None, tmp_path / "taken", step=0, base=base)
+    assert same_weights(base / "step0", tmp_path / "taken/step0")
+    train(wanted, tiny_voc, None, tmp_path / "own", step=0)
+    theirs, taken, own = (
+        MemoryBank.load(path / "step0/memory_bank.safetensors")
+        for path in (base, tmp_path / "taken", tmp_path / "own")
+    )
+    assert [max(bank.count(name) for name in bank.classes) for bank in (theirs, taken)] == [3, 2]
+    assert taken.classes == own.classes
+    for name in own.classes:
+        assert [i.jpeg.tobytes() for i in taken[name]] == [i.jpeg.tobytes() for i in own[name]]
+    with pytest.raises(UserError, match="bank_size = 2 but 3"):
+        train(configure(experiment), tiny_voc, None, tmp_path / "taken")
 
 
 def test_a_base_brings_the_tags_along(base: Path, tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path) -> None:

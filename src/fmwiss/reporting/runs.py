@@ -111,11 +111,17 @@ def _read_run(folder: Path, name: str) -> Run:
         raise UserError(f"{folder}: holds no finished step; `fmwiss train` with the same --out goes on where it was.")
     path = folder / "config.yaml"
     config = load_config(path)
-    steps = tuple(_read_step(folder / f"step{number}", number) for number in numbers)
+    steps = tuple(read_step(folder, number) for number in numbers)
     return Run(name, folder, config, path.read_text(encoding="utf-8"), steps)
 
 
-def _read_step(folder: Path, number: int) -> Step:
+def read_step(run: Path, number: int) -> Step:
+    """Read a finished step.
+
+    Raises:
+        UserError: a file in it cannot be read.
+    """
+    folder = run / f"step{number}"
     description = _json(folder / "model.json")
     try:
         classes = tuple(tuple(str(name) for name in step) for step in description["steps"])

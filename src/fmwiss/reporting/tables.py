@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 
 def evaluation_table(figures: Mapping[str, Any]) -> Table:
@@ -36,6 +37,14 @@ def stages_table(figures: Mapping[str, Any]) -> Table:
         table.add_row(name, *(per_cent(stage["iou"][name]) for stage in stages.values()))
     table.add_section()
     table.add_row("mIoU", *(per_cent(stage["miou"]) for stage in stages.values()))
+    return table
+
+
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Cells as they are, the first column to the left, the others to the right."""
+    table = _table(head[0], list(head[1:]))
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
     return table
 
 

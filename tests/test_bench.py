@@ -186,10 +186,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         entry_with(paper={"old": 1, "every": 2}),
         ", entry A of group 15-5: unknown key paper.every; the nearest right key is paper.new",
     ),
-    "key of the other kind": (group_with(**MASKS, curve=True), ", group 15-5: unknown key curve; the nearest right"),
+    "key of the other kind": (
+        group_with(**MASKS, curve=True, entries=[{"name": "A"}]),
+        ", group 15-5: unknown key curve (of groups of kind training alone); the nearest right key is",
+    ),
+    "key of the other kind again": (group_with(split="dev"), "unknown key split (of groups of kind pseudo-masks alone)"),
     "paper beside pseudo masks": (
         group_with(**MASKS, entries=[{"name": "A", "paper": {}}]),
-        ", entry A of group 15-5: unknown key paper",
+        ", entry A of group 15-5: unknown key paper (of groups of kind training alone)",
     ),
     "kind": (group_with(kind="trainings"), "kind is trainings but must be 'training' or 'pseudo-masks'"),
     "seeds": ({"seeds": "all"}, "suite.yaml: seeds is all but must be a list"),

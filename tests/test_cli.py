@@ -127,7 +127,8 @@ def test_help_is_quick_and_loads_no_heavy_module() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["train"], ["evaluate"], ["bench"], ["report"], ["predict"], ["pseudo-masks"], ["classes"], ["demo"]]
+    "command",
+    [[], ["train"], ["evaluate"], ["bench"], ["report"], ["predict"], ["pseudo-masks"], ["classes"], ["demo"]],
 )
 def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*command, "--help"]) == 0

@@ -240,7 +240,7 @@ def _problem(error: ValidationError, values: Mapping[str, Any]) -> str:
     if first["type"] == "extra_forbidden":
         fields = PaperFigures.model_fields if keys[:-1] == ["paper"] else model.model_fields
         near = ".".join([*keys[:-1], nearest(keys[-1], fields)])
-        return f"{place}: unknown key {key}; the nearest right key is {near}"
+        return f"{place}: unknown key {key}{_owner(key, model)}; the nearest right key is {near}"
     right = wanted(first)
     if keys[:1] == ["compare"]:
         inner, right = ["compare"], "a list of pairs of entries' names"
@@ -251,6 +251,15 @@ def _problem(error: ValidationError, values: Mapping[str, Any]) -> str:
     for part in inner:
         value = value[part]
     return f"{place}: {key or 'it'} is {show_value(value)} but must be {right}"
+
+
+def _owner(key: str, model: type[BaseModel]) -> str:
+    """An aside on the other kind of group where that has a key."""
+    others = {TrainingGroup: PseudoMaskGroup, PseudoMaskGroup: TrainingGroup, Entry: TrainingEntry}
+    other = others.get(model)
+    if other is None or key not in other.model_fields:
+        return ""
+    return f" (of groups of kind {'pseudo-masks' if other is PseudoMaskGroup else 'training'} alone)"
 
 
 def _locate(loc: Sequence[int | str], values: Any) -> tuple[str, type[BaseModel], Any, list[int | str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -122,10 +122,9 @@ def as_csv(tables: Sequence[Table]) -> str:
     writer.writerow([*head, *(f"seed {seed}" for seed in seeds)])
     for table in tables:
         for row in table.rows:
-            by_seed = {result.seed: result for result in row.results}
             for figure, values, paper in _figures(table, row):
                 _line(writer, [table.name, row.name, figure], values, paper, str(row.diagnostic).lower(), seeds)
-            minutes = {seed: result.minutes for seed, result in by_seed.items()}
+            minutes = {result.seed: result.minutes for result in row.results}
             _line(writer, [table.name, row.name, "minutes"], minutes, None, str(row.diagnostic).lower(), seeds)
         for one in table.differences:
             for column in table.columns:
@@ -155,7 +154,7 @@ def _figure(table: Table, column: str) -> str:
 def _line(
     writer: Any,
     names: list[str],
-    values: dict[int, float | None],
+    values: Mapping[int, float | None],
     paper: float | None,
     diagnostic: str,
     seeds: Sequence[int],

@@ -184,9 +184,9 @@ class _Run:
         theirs = load_config(base / "config.yaml")
         difference = base_difference(theirs, self.config, self.source.class_names)
         if difference is not None:
-            key, theirs, ours = difference
+            key, before, now = difference
             raise UserError(
-                f"{base}: its base model was trained with {key} = {theirs}, and the configuration says {ours}; give a "
+                f"{base}: its base model was trained with {key} = {before}, and the configuration says {now}; give a "
                 "base run of the same settings."
             )
         if self.fabric.is_global_zero and (base / TAGS).is_file() and not (self.folder / TAGS).is_file():

@@ -478,7 +478,7 @@ def test_tables_of_pseudo_masks_show_the_stages(tmp_path: Path, tiny_voc: Path) 
     (table,) = bench.write()
     assert table.columns == ("init", "seeds", "refined")
     markdown = (tmp_path / "out/results.md").read_text()
-    assert "| | init | seeds | refined | seeds | minutes | commit |" in markdown
+    assert "|  | init | seeds | refined | runs | minutes | commit |" in markdown
     assert "| N = 1 | 30.0 ± 0.0 | 31.0 ± 0.0 | 33.0 ± 1.4 | 2 |" in markdown
     assert "| N = 9 - N = 1 | +0.0 ± 0.0 | +0.0 ± 0.0 | +1.0 ± 0.0 | 2 |" in markdown
     lines = list(csv.DictReader((tmp_path / "out/results.csv").open(newline="")))

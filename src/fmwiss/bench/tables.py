@@ -114,11 +114,11 @@ def _json_difference(table: Table, one: Difference) -> dict[str, Any]:
 
 
 def as_csv(tables: Sequence[Table]) -> str:
-    """One line for each figure of each row: its mean, deviation and number of seeds, the paper's, and every seed's."""
+    """One line for each figure of each row: its mean, deviation and number of runs, the paper's, and every seed's."""
     seeds = sorted({result.seed for table in tables for row in table.rows for result in row.results})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    head = ["group", "entry", "figure", "mean", "deviation", "seeds", "paper", "diagnostic"]
+    head = ["group", "entry", "figure", "mean", "deviation", "runs", "paper", "diagnostic"]
     writer.writerow([*head, *(f"seed {seed}" for seed in seeds)])
     for table in tables:
         for row in table.rows:
@@ -220,13 +220,13 @@ def cells(table: Table) -> tuple[list[str], list[list[str]]]:
             line += [_number(row.paper.get(column)) for column in table.columns]
         commits = ", ".join(commit[:7] + "+" * commit.endswith("+") for commit in row.commits)
         rows.append([*line, str(len(row.results)), _plus_minus(row.minutes()), commits or _NOTHING])
-    return [*head, "seeds", "minutes", "commit"], rows
+    return [*head, "runs", "minutes", "commit"], rows
 
 
 def difference_cells(table: Table) -> tuple[list[str], list[list[str]]]:
     """The differences' head and rows as text."""
     with_paper = any(value is not None for one in table.differences for value in one.paper.values())
-    head = ["difference", *table.columns, *(f"paper: {column}" for column in table.columns if with_paper), "seeds"]
+    head = ["difference", *table.columns, *(f"paper: {column}" for column in table.columns if with_paper), "runs"]
     rows = []
     for one in table.differences:
         line = [_minus(one), *(_plus_minus(one.summary(column), sign="+") for column in table.columns)]

@@ -688,7 +688,7 @@ def test_two_methods_and_two_seeds_killed_and_gone_on_with(tmp_path: Path, tiny_
     first = process.communicate()[1]
     with FileLock(run / ".lock", timeout=60):  # the run's process does not outlive the command
         pass
-    assert "1 of 10: 15-5 / base model, seed 0; time left unknown" in first
+    assert "1 of 9: 15-5 / base model, seed 0; time left unknown" in first
     (base,) = out.glob("bases/*")
     trained = (base / "step0/model.safetensors").stat()
 
@@ -697,7 +697,7 @@ def test_two_methods_and_two_seeds_killed_and_gone_on_with(tmp_path: Path, tiny_
     assert "15-5 / FMWISS, seed 0 goes on; about" in done.stderr and "base model, seed 0;" not in done.stderr
     lines = done.stderr.splitlines()
     assert "failed: broken / stride, seed 0: method.loss_stride = 7 does not divide data.crop_size" in done.stderr
-    assert lines[-1] == "fmwiss: 1 of 10 jobs failed; the same command tries them again."
+    assert lines[-1] == "fmwiss: 1 of 9 jobs failed; the same command tries them again."
     assert "Traceback" not in done.stderr
 
     # one base a seed, trained once, and every run stands on its seed's

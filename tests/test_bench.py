@@ -190,7 +190,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         group_with(**MASKS, curve=True, entries=[{"name": "A"}]),
         ", group 15-5: unknown key curve (of groups of kind training alone); the nearest right key is",
     ),
-    "key of the other kind again": (group_with(split="dev"), "unknown key split (of groups of kind pseudo-masks alone)"),
+    "key of the other kind again": (group_with(split="dev"), "key split (of groups of kind pseudo-masks alone)"),
     "paper beside pseudo masks": (
         group_with(**MASKS, entries=[{"name": "A", "paper": {}}]),
         ", entry A of group 15-5: unknown key paper (of groups of kind training alone)",

@@ -255,11 +255,13 @@ def _problem(error: ValidationError, values: Mapping[str, Any]) -> str:
 
 def _owner(key: str, model: type[BaseModel]) -> str:
     """An aside on the other kind of group where that has a key."""
-    others = {TrainingGroup: PseudoMaskGroup, PseudoMaskGroup: TrainingGroup, Entry: TrainingEntry}
-    other = others.get(model)
-    if other is None or key not in other.model_fields:
-        return ""
-    return f" (of groups of kind {'pseudo-masks' if other is PseudoMaskGroup else 'training'} alone)"
+    others: dict[type[BaseModel], tuple[type[BaseModel], str]] = {
+        TrainingGroup: (PseudoMaskGroup, "pseudo-masks"),
+        PseudoMaskGroup: (TrainingGroup, "training"),
+        Entry: (TrainingEntry, "training"),
+    }
+    other, kind = others.get(model, (model, ""))
+    return f" (of groups of kind {kind} alone)" if key in other.model_fields else ""
 
 
 def _locate(loc: Sequence[int | str], values: Any) -> tuple[str, type[BaseModel], Any, list[int | str]]:

@@ -571,8 +571,13 @@ def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "app", interrupted)
-    assert run(["train"]) == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "app", interrupted)
+        assert run(["train"]) == 130
+    assert "goes on where it was" in capsys.readouterr().err
+    monkeypatch.setattr(cli, "_devices", interrupted)  # inside a command typer takes the exception
+    config = Path(__file__).parents[1] / "configs/voc/15-5-overlap/fmwiss.yaml"
+    assert run(["train", config, "--data", "x", "--out", "y"]) == 130
     assert "goes on where it was" in capsys.readouterr().err
 
 

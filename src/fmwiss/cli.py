@@ -32,6 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 
 data_app = typer.Typer(help="Make data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
@@ -393,8 +395,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         code = app(args=words or ["--help"], prog_name="fmwiss", standalone_mode=False)
     except KeyboardInterrupt:
-        _say("fmwiss: interrupted; the same command goes on where it was.")
-        return 130
+        code = INTERRUPTED
     except BrokenPipeError:
         # The reader of standard output (such as head) has gone; nothing must be flushed there at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -405,6 +406,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
             raise
         _say(f"fmwiss: {sentence.rstrip('.')}.")
         return 2
+    if code == INTERRUPTED:  # which typer makes of an interrupt
+        _say("fmwiss: interrupted; the same command goes on where it was.")
     return code if isinstance(code, int) else 0
 
 

@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fmwiss.bench.results import Summary, Table
-from fmwiss.bench.tables import DIAGNOSTIC
 from fmwiss.files import write_atomically
 
 WIDTH, HEIGHT = 7.0, 3.6  # inches a panel
 _COLUMNS = 2
+_DIAGNOSTIC = "true masks"
 
 
 def write_figure(tables: Sequence[Table], title: str, path: Path) -> None:
@@ -71,14 +71,15 @@ def _bars(axes: Any, table: Table) -> None:
                 markeredgecolor=f"C{number}",
                 label="paper" if number == 0 else None,
             )
-    labels = [f"{row.name}\n({DIAGNOSTIC})" if row.diagnostic else row.name for row in table.rows]
-    tilted = max(map(len, labels)) * len(labels) > 90
+    labels = [f"{row.name}\n({_DIAGNOSTIC})" if row.diagnostic else row.name for row in table.rows]
+    tilted = max(len(line) for label in labels for line in label.splitlines()) * len(labels) > 80
     axes.set_xticks(range(len(labels)), labels, rotation=30 if tilted else 0, ha="right" if tilted else "center")
     axes.set_xlim(-0.6, len(labels) - 0.4)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("mIoU, per cent")
-    axes.set_title(table.name)
-    axes.legend(frameon=False, fontsize="small", ncols=4, loc="lower left", bbox_to_anchor=(0, 0), borderpad=0.2)
+    axes.set_title(table.name, loc="left")
+    # above the panel, beside its title, where no bar can be
+    axes.legend(frameon=False, fontsize="small", ncols=5, loc="lower right", bbox_to_anchor=(1, 1), columnspacing=1)
 
 
 def _curves(axes: Any, table: Table) -> None:
@@ -95,7 +96,7 @@ def _curves(axes: Any, table: Table) -> None:
             axes.fill_between(epochs, low, high, color=f"C{number}", alpha=0.2, linewidth=0)
     axes.set_xlabel("epoch of the last step, warm-up included")
     axes.set_ylabel("mIoU all, per cent")
-    axes.set_title(f"{table.name}: convergence")
+    axes.set_title(f"{table.name}, by epoch", loc="left")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, fontsize="small")
 

@@ -247,4 +247,4 @@ def _plus_minus(summary: Summary, sign: str = "") -> str:
 
 
 def _number(value: float | None, sign: str = "") -> str:
-    return _NOTHING if value is None else format(value, f"{sign}.1f")
+    return _NOTHING if value is None else format(round(value, 1) + 0.0, f"{sign}.1f")  # no "-0.0"

@@ -491,6 +491,9 @@ def test_what_is_finished_without_the_command_that_writes_is_shown_too(finished:
     other = Bench(bench.name, bench.place, out, seeds=[0], only=["WILSON"])
     assert [job.title for job in other.jobs] == ["15-5 / base model, seed 0", "15-5 / WILSON, seed 0"]
     assert [len(row.results) for row in other.tables()[0].rows] == [3, 2]
+    assert [row.missing for row in other.tables()[0].rows] == [(), ()]  # of WILSON seed 0 alone is wanted
+    other = Bench(bench.name, bench.place, out, seeds=[7], only=["WILSON"])
+    assert [row.missing for row in other.tables()[0].rows] == [(), (7,)]
 
 
 def test_results_of_other_defaults_are_refused(finished: tuple[Bench, Path]) -> None:

@@ -143,14 +143,16 @@ class Table:
     differences: tuple[Difference, ...]
 
 
-def read_tables(suite: Suite, rows: Sequence[Row], workspace: Workspace, seeds: Sequence[int] | None) -> list[Table]:
+def read_tables(
+    suite: Suite, rows: Sequence[Row], workspace: Workspace, seeds: Mapping[str, Sequence[int]] | None = None
+) -> list[Table]:
     """The tables of a suite with every run that is finished in the workspace, whichever command made it.
 
     Args:
         suite: the suite.
         rows: all of its entries.
         workspace: where the runs are.
-        seeds: those wanted in place of the entries' own.
+        seeds: by label those wanted in place of the entry's own.
 
     Raises:
         UserError: a file of a finished run cannot be read.
@@ -158,7 +160,7 @@ def read_tables(suite: Suite, rows: Sequence[Row], workspace: Workspace, seeds: 
     tables = []
     for group in suite.groups:
         own = [row for row in rows if row.group is group]
-        read = tuple(_read_row(row, workspace, tuple(seeds or row.seeds)) for row in own)
+        read = tuple(_read_row(row, workspace, tuple((seeds or {}).get(row.label, row.seeds))) for row in own)
         columns = MEANS if isinstance(group, TrainingGroup) else _stages(read)
         by_name = {row.name: row for row in read}
         differences = tuple(difference(by_name[a], by_name[b], columns) for a, b in group.compare)

@@ -59,9 +59,9 @@ class Bench:
         self.title = self.suite.title or path.stem
         self.suite_name = path.stem
         self.rows: list[Row] = resolve(self.suite, path)
-        chosen = choose(self.rows, self.only)
+        self.chosen = choose(self.rows, self.only)
         self.workspace = Workspace(self.out, VOCSource(self.place.data))
-        self.jobs: list[Job] = self.workspace.jobs(chosen, self.seeds)
+        self.jobs: list[Job] = self.workspace.jobs(self.chosen, self.seeds)
         self._check_what_is_there()
 
     def _check_what_is_there(self) -> None:
@@ -75,7 +75,8 @@ class Bench:
 
     def tables(self) -> list[Table]:
         """The tables with what is finished by now."""
-        return read_tables(self.suite, self.rows, self.workspace, self.seeds)
+        seeds = {row.label: self.seeds for row in self.chosen} if self.seeds else None
+        return read_tables(self.suite, self.rows, self.workspace, seeds)
 
     def plan(self) -> Iterator[str]:
         """What there is to do, a line for each job, and what it will take."""

@@ -63,7 +63,7 @@ def main() -> None:
         for group in optimizer.param_groups:
             group["lr"] = arguments.learning_rate * _schedule(iteration, arguments.iterations)
         chosen = torch.randint(arguments.scenes, (arguments.batch_size,), generator=generator)
-        images, _ = views(scenes, chosen, arguments.side, (0.75, 1.0), generator)
+        images, _ = views(scenes, chosen, arguments.side, (0.6, 1.0), generator)
         images = ((images.clamp(0, 1) - MEAN) / STD).contiguous(memory_format=torch.channels_last)
         named = torch.multinomial(shown[chosen].float(), 1, generator=generator)[:, 0]
         template = torch.randint(tokens.shape[1], (len(chosen),), generator=generator)

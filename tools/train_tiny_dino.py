@@ -10,8 +10,9 @@ so that it also has to guess what it does not see (iBOT, Zhou et al., 2022). The
 batch by Sinkhorn-Knopp (SwAV, DINOv2). The teacher's weights are kept.
 
 A ViT's attention learns last which places belong together, long after its features know it. Here there is no time for
-that, so attention starts as a measure of likeness, queries equal to keys (as mimetic initialisation has it, Trockman
-and Kolter, 2023), and in the last block, whose attention is what the model is made for, they are kept equal.
+that, so attention starts as a measure of likeness and nearness, queries equal to keys (as mimetic initialisation has
+it, Trockman and Kolter, 2023). In the last block, whose attention is what the model is made for, they are kept equal,
+and it learns to attend to the places whose features the teacher finds alike.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import argparse
 import copy
 import math
 import time
+from collections import Counter
 from pathlib import Path
 
 import timm
@@ -29,9 +31,11 @@ from torch.nn import functional as F
 
 from fmwiss.foundation.tiny import RESNET, VIT
 from fmwiss.reporting.progress import track
-from tiny_scenes import counterparts, normalised, render_scenes, save_half, views
+from tiny_scenes import counterparts, distorted, normalised, render_scenes, save_half, views
 
 SIDE, STRIDE = 80, 8
+PLACES = 1536
+"""Places of a mini-batch that are compared."""
 
 
 class Head(nn.Module):
@@ -71,8 +75,27 @@ class Network(nn.Module):
         if masks is not None:
             patches = torch.where(masks[..., None], self.mask_token.to(patches.dtype), patches)
         tokens = self.encoder._pos_embed(patches)
-        tokens = self.encoder.norm(self.encoder.blocks(self.encoder.norm_pre(tokens)))
+        *blocks, last = self.encoder.blocks
+        for block in blocks:
+            tokens = block(tokens)
+        self.last_input = tokens
+        tokens = self.encoder.norm(last(tokens))
         return tokens[:, 0], tokens[:, 1:].transpose(1, 2).unflatten(2, grid)
+
+    def attention(self, tokens: Tensor) -> Tensor:
+        """The last block's attention from patch to patch, its mean over heads.
+
+        Args:
+            tokens: what goes into that block, ``(B, 1 + L, W)``.
+
+        Returns:
+            ``(B, L, L)``, rows sum to 1.
+        """
+        last = self.encoder.blocks[-1]
+        projected = last.attn.qkv(last.norm1(tokens[:, 1:]))
+        queries, keys, _ = projected.unflatten(-1, (3, last.attn.num_heads, -1)).unbind(2)
+        logits = torch.einsum("bihd,bjhd->bhij", queries.float(), keys.float()) * last.attn.scale
+        return logits.softmax(-1).mean(1)
 
 
 def main() -> None:
@@ -99,7 +122,7 @@ def main() -> None:
     others = [p for p in student.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=arguments.learning_rate)
-    started, totals = time.monotonic(), [0.0, 0.0]
+    started, totals = time.monotonic(), Counter()
     for iteration in track(range(arguments.iterations), "training"):
         progress = iteration / arguments.iterations
         for group in optimizer.param_groups:
@@ -107,9 +130,9 @@ def main() -> None:
         chosen = torch.randint(arguments.scenes, (arguments.batch_size,), generator=generator)
         pair = [views(scenes, chosen, SIDE, (0.25, 1.0), generator) for _ in range(2)]
         temperature = 0.04 + 0.02 * min(1.0, 3 * progress)
-        loss, place_loss = _losses(student, teacher, pair, temperature, generator)
+        losses = _losses(student, teacher, pair, temperature, generator)
         optimizer.zero_grad(set_to_none=True)
-        (loss + place_loss).backward()
+        sum(losses.values()).backward()
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         if student.is_vit:
@@ -120,12 +143,12 @@ def main() -> None:
                 mine.lerp_(theirs, 1 - momentum)
             for mine, theirs in zip(teacher.buffers(), student.buffers(), strict=True):
                 mine.copy_(theirs)
-        totals = [totals[0] + float(loss.detach()), totals[1] + float(place_loss.detach())]
+        totals.update({name: float(loss.detach()) for name, loss in losses.items()})
         if (iteration + 1) % 50 == 0:
             minutes = (time.monotonic() - started) / 60
-            means = f"image {totals[0] / 50:.3f}, places {totals[1] / 50:.3f}"
+            means = ", ".join(f"{name} {total / 50:.3f}" for name, total in totals.items())
             print(f"{iteration + 1}: {means}, {minutes:.1f} min", flush=True)
-            totals = [0.0, 0.0]
+            totals.clear()
         if (iteration + 1) % 250 == 0 or iteration + 1 == arguments.iterations:
             save_half(teacher.encoder, arguments.out)
 
@@ -133,28 +156,53 @@ def main() -> None:
 def _losses(
     student: Network, teacher: Network, pair: list[tuple[Tensor, Tensor]], temperature: float,
     generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
+) -> dict[str, Tensor]:
     """Cross-entropy between the answers to two views: for the whole, and place by place where they overlap."""
-    images = torch.cat([normalised(view) for view, _ in pair]).contiguous(memory_format=torch.channels_last)
+    images = torch.cat([view for view, _ in pair])
+    images = images if student.is_vit else distorted(images, generator)
+    images = normalised(images).contiguous(memory_format=torch.channels_last)
     mine, theirs = torch.cat([where for _, where in pair]), torch.cat([where for _, where in reversed(pair)])
     masks = block_masks(len(images), SIDE // STRIDE, generator) if student.is_vit else None
     with torch.autocast("cpu", torch.bfloat16):
         with torch.no_grad():
             whole, places = teacher(images)
+            affinity = likeness(places) if student.is_vit else None
             whole, places = (torch.cat(features.chunk(2)[::-1]) for features in (whole, places))  # of the other view
             there, inside = counterparts(mine, theirs, places.shape[-2:])
-            matched = F.grid_sample(places.float(), there, align_corners=False).permute(0, 2, 3, 1)[inside]
+            shown = inside.flatten().nonzero()[:, 0]
+            drawn = shown[torch.randperm(len(shown), generator=generator)[:PLACES]]
+            matched = F.grid_sample(places.float(), there, align_corners=False).permute(0, 2, 3, 1).flatten(0, 2)[drawn]
             answers = balanced(teacher.head(whole), temperature)
             place_answers = balanced(teacher.place_head(matched), temperature)
         whole, places = student(images, masks)
         scores = student.head(whole)
-        place_scores = student.place_head(places.permute(0, 2, 3, 1)[inside])
-    return cross_entropy(answers, scores), cross_entropy(place_answers, place_scores)
+        place_scores = student.place_head(places.permute(0, 2, 3, 1).flatten(0, 2)[drawn])
+    losses = {"image": cross_entropy(answers, scores), "places": cross_entropy(place_answers, place_scores)}
+    if affinity is not None:
+        attention = student.attention(student.last_input)
+        losses["attention"] = -(affinity * attention.clamp(min=1e-6).log()).sum(-1).mean()
+    return losses
+
+
+@torch.no_grad()
+def likeness(places: Tensor, temperature: float = 0.1) -> Tensor:
+    """Which places are alike, or like the same places: ``(B, D, h, w)`` -> ``(B, L, L)``, rows sum to 1."""
+    features = places.float().flatten(2)
+    features = F.normalize(features - features.mean(2, keepdim=True), dim=1)
+    rows = (features.transpose(1, 2) @ features / temperature).softmax(-1)
+    return rows @ rows
 
 
 @torch.no_grad()
 def start_from_likeness(encoder: nn.Module) -> None:
-    """Give every block's queries and keys the same weights, of such a size that a key has unit variance."""
+    """Give every block's queries and keys the same weights, of such a size that a key has unit variance.
+
+    And every place a code whose likeness to another's falls off with their distance (random Fourier features).
+    """
+    side, width = SIDE // STRIDE, encoder.pos_embed.shape[-1]  # type: ignore[union-attr, index]
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    phase = torch.stack((rows, columns), dim=-1).view(-1, 2).float() @ (0.3 * torch.randn(2, width // 2))
+    encoder.pos_embed[:, 1:] = 0.5 * torch.cat((phase.sin(), phase.cos()), dim=1)  # type: ignore[index]
     for block in encoder.blocks:  # type: ignore[union-attr]
         width = block.attn.qkv.in_features
         nn.init.normal_(block.attn.qkv.weight[: 2 * width], std=width**-0.5)

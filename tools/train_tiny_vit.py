@@ -1,13 +1,12 @@
-"""Trains a tiny image encoder of the package by self-distillation on scenes of EmojiSeg, without tags and masks.
+"""Trains the tiny ViT of the package by self-distillation on scenes of EmojiSeg, without tags and masks.
 
-    python tools/train_tiny_dino.py vit_emoji_patch8_80 src/fmwiss/foundation/tiny/vit_emoji_patch8_80.safetensors
-    python tools/train_tiny_dino.py resnet_emoji src/fmwiss/foundation/tiny/resnet_emoji.safetensors
+    python tools/train_tiny_vit.py src/fmwiss/foundation/tiny/vit_emoji_patch8_80.safetensors
 
 Two views of a scene; the student sees one, the teacher, its moving average, the other, and the student learns to give
-the teacher's answer: for the whole view (DINO, Caron et al., 2021), and for each place in it the answer of the place in
-the other view that shows the same (as dense variants do: PixPro, Xie et al., 2021). A ViT's view is masked in blocks,
-so that it also has to guess what it does not see (iBOT, Zhou et al., 2022). The teacher's answers are balanced over the
-batch by Sinkhorn-Knopp (SwAV, DINOv2). The teacher's weights are kept.
+the teacher's answer: for the whole view (DINO, Caron et al., 2021), and for places in it the answer of the place in
+the other view that shows the same (as dense variants do: PixPro, Xie et al., 2021). Half of the views are masked in
+blocks, so that the student also has to guess what it does not see (iBOT, Zhou et al., 2022). The teacher's answers are
+balanced over the batch by Sinkhorn-Knopp (SwAV, DINOv2). The teacher's weights are kept.
 
 A ViT's attention learns last which places belong together, long after its features know it. Here there is no time for
 that, so attention starts as a measure of likeness and nearness, queries equal to keys (as mimetic initialisation has
@@ -18,10 +17,6 @@ and it learns to attend to the places whose features the teacher finds alike.
 from __future__ import annotations
 
 import argparse
-import copy
-import math
-import time
-from collections import Counter
 from pathlib import Path
 
 import timm
@@ -29,52 +24,41 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fmwiss.foundation.tiny import RESNET, VIT
-from fmwiss.reporting.progress import track
-from tiny_scenes import counterparts, distorted, normalised, render_scenes, save_half, views
-
-SIDE, STRIDE = 80, 8
-PLACES = 1536
-"""Places of a mini-batch that are compared."""
+from fmwiss.foundation.tiny import VIT
+from tiny_distillation import PLACES, SIDE, STRIDE, Projector, distil, of_the_other_view
+from tiny_scenes import counterparts, normalised, render_scenes, views
 
 
-class Head(nn.Module):
+class Head(Projector):
     """From features to scores of prototypes, both of length one."""
 
-    def __init__(self, width: int, prototypes: int, hidden: int = 512, bottleneck: int = 64) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
-        )
-        self.prototypes = nn.Parameter(torch.randn(prototypes, bottleneck))
+    def __init__(self, width: int, prototypes: int) -> None:
+        super().__init__(width)
+        self.prototypes = nn.Parameter(torch.randn(prototypes, self.layers[-1].out_features))
 
     def forward(self, features: Tensor) -> Tensor:
-        return F.normalize(self.layers(features).float(), dim=-1) @ F.normalize(self.prototypes, dim=-1).T
+        return super().forward(features) @ F.normalize(self.prototypes, dim=-1).T
 
 
 class Network(nn.Module):
     """Encoder and heads: features of the whole image and of its places."""
 
-    def __init__(self, name: str, prototypes: int) -> None:
+    def __init__(self, prototypes: int) -> None:
         super().__init__()
-        self.is_vit = name == VIT
-        options = {"dynamic_img_size": True} if self.is_vit else {"output_stride": STRIDE}
-        self.encoder = timm.create_model(name, num_classes=0, **options)
+        self.encoder = timm.create_model(VIT, num_classes=0, dynamic_img_size=True)
         width = self.encoder.num_features
         self.head = Head(width, prototypes)
         self.place_head = Head(width, prototypes)
-        self.mask_token = nn.Parameter(torch.zeros(width)) if self.is_vit else None
+        self.mask_token = nn.Parameter(torch.zeros(width))
+        self.last_input: Tensor
 
     def forward(self, images: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """``(B, 3, H, W)``, masks ``(B, h, w)`` bool -> ``(B, D)`` and ``(B, D, h, w)``."""
+        """``(B, 3, H, W)``, masks ``(B, h, w)`` bool -> ``(B, D)`` and ``(B, D, h, w)``; keeps :attr:`last_input`."""
         grid = (images.shape[-2] // STRIDE, images.shape[-1] // STRIDE)
-        if not self.is_vit:
-            places = self.encoder.forward_features(images)
-            return places.mean((2, 3)), places
         patches = self.encoder.patch_embed(images)
         if masks is not None:
             patches = torch.where(masks[..., None], self.mask_token.to(patches.dtype), patches)
-        tokens = self.encoder._pos_embed(patches)
+        tokens = self.encoder.norm_pre(self.encoder._pos_embed(patches))
         *blocks, last = self.encoder.blocks
         for block in blocks:
             tokens = block(tokens)
@@ -100,9 +84,8 @@ class Network(nn.Module):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=(VIT, RESNET))
     parser.add_argument("out", type=Path)
-    parser.add_argument("--scenes", type=int, default=10000)
+    parser.add_argument("--scenes", type=int, default=8000)
     parser.add_argument("--iterations", type=int, default=1500)
     parser.add_argument("--batch-size", type=int, default=48)
     parser.add_argument("--prototypes", type=int, default=512)
@@ -114,61 +97,34 @@ def main() -> None:
     scenes = render_scenes(arguments.scenes, arguments.seed)
     torch.manual_seed(arguments.seed)
     generator = torch.Generator().manual_seed(arguments.seed)
-    student = Network(arguments.model, arguments.prototypes).to(memory_format=torch.channels_last)
-    if student.is_vit:
-        start_from_likeness(student.encoder)
-    teacher = copy.deepcopy(student).requires_grad_(False)
-    decayed = [p for p in student.parameters() if p.ndim > 1]
-    others = [p for p in student.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=arguments.learning_rate)
-    started, totals = time.monotonic(), Counter()
-    for iteration in track(range(arguments.iterations), "training"):
-        progress = iteration / arguments.iterations
-        for group in optimizer.param_groups:
-            group["lr"] = arguments.learning_rate * min(1.0, (iteration + 1) / 100) * _cosine(progress, 1.0, 0.02)
+    student = Network(arguments.prototypes).to(memory_format=torch.channels_last)
+    start_from_likeness(student.encoder)
+
+    def losses(student: nn.Module, teacher: nn.Module, progress: float) -> dict[str, Tensor]:
         chosen = torch.randint(arguments.scenes, (arguments.batch_size,), generator=generator)
         pair = [views(scenes, chosen, SIDE, (0.25, 1.0), generator) for _ in range(2)]
-        temperature = 0.04 + 0.02 * min(1.0, 3 * progress)
-        losses = _losses(student, teacher, pair, temperature, generator)
-        optimizer.zero_grad(set_to_none=True)
-        sum(losses.values()).backward()
-        nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        optimizer.step()
-        if student.is_vit:
-            tie(student.encoder.blocks[-1])
-        with torch.no_grad():
-            momentum = _cosine(progress, arguments.momentum, 1.0)
-            for mine, theirs in zip(teacher.parameters(), student.parameters(), strict=True):
-                mine.lerp_(theirs, 1 - momentum)
-            for mine, theirs in zip(teacher.buffers(), student.buffers(), strict=True):
-                mine.copy_(theirs)
-        totals.update({name: float(loss.detach()) for name, loss in losses.items()})
-        if (iteration + 1) % 50 == 0:
-            minutes = (time.monotonic() - started) / 60
-            means = ", ".join(f"{name} {total / 50:.3f}" for name, total in totals.items())
-            print(f"{iteration + 1}: {means}, {minutes:.1f} min", flush=True)
-            totals.clear()
-        if (iteration + 1) % 250 == 0 or iteration + 1 == arguments.iterations:
-            save_half(teacher.encoder, arguments.out)
+        return _losses(student, teacher, pair, 0.04 + 0.02 * min(1.0, 3 * progress), generator)
+
+    distil(
+        student, losses, arguments.out, arguments.iterations, arguments.learning_rate, arguments.momentum,
+        after=lambda: tie(student.encoder.blocks[-1]),
+    )
 
 
 def _losses(
-    student: Network, teacher: Network, pair: list[tuple[Tensor, Tensor]], temperature: float,
+    student: nn.Module, teacher: nn.Module, pair: list[tuple[Tensor, Tensor]], temperature: float,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
     """Cross-entropy between the answers to two views: for the whole, and place by place where they overlap."""
-    images = torch.cat([view for view, _ in pair])
-    images = images if student.is_vit else distorted(images, generator)
-    images = normalised(images).contiguous(memory_format=torch.channels_last)
-    mine, theirs = torch.cat([where for _, where in pair]), torch.cat([where for _, where in reversed(pair)])
-    masks = block_masks(len(images), SIDE // STRIDE, generator) if student.is_vit else None
+    images = torch.cat([normalised(view) for view, _ in pair]).contiguous(memory_format=torch.channels_last)
+    mine = torch.cat([where for _, where in pair])
+    masks = block_masks(len(images), SIDE // STRIDE, generator)
     with torch.autocast("cpu", torch.bfloat16):
         with torch.no_grad():
             whole, places = teacher(images)
-            affinity = likeness(places) if student.is_vit else None
-            whole, places = (torch.cat(features.chunk(2)[::-1]) for features in (whole, places))  # of the other view
-            there, inside = counterparts(mine, theirs, places.shape[-2:])
+            affinity = likeness(places)
+            whole, places = of_the_other_view(whole), of_the_other_view(places)
+            there, inside = counterparts(mine, of_the_other_view(mine), places.shape[-2:])
             shown = inside.flatten().nonzero()[:, 0]
             drawn = shown[torch.randperm(len(shown), generator=generator)[:PLACES]]
             matched = F.grid_sample(places.float(), there, align_corners=False).permute(0, 2, 3, 1).flatten(0, 2)[drawn]
@@ -177,11 +133,12 @@ def _losses(
         whole, places = student(images, masks)
         scores = student.head(whole)
         place_scores = student.place_head(places.permute(0, 2, 3, 1).flatten(0, 2)[drawn])
-    losses = {"image": cross_entropy(answers, scores), "places": cross_entropy(place_answers, place_scores)}
-    if affinity is not None:
-        attention = student.attention(student.last_input)
-        losses["attention"] = -(affinity * attention.clamp(min=1e-6).log()).sum(-1).mean()
-    return losses
+    attention = student.attention(student.last_input)
+    return {
+        "image": cross_entropy(answers, scores),
+        "places": cross_entropy(place_answers, place_scores),
+        "attention": -(affinity * attention.clamp(min=1e-6).log()).sum(-1).mean(),
+    }
 
 
 @torch.no_grad()
@@ -247,10 +204,6 @@ def block_masks(count: int, side: int, generator: torch.Generator) -> Tensor:
             left = int(torch.randint(side - width + 1, (), generator=generator))
             masks[index, top : top + height, left : left + width] = True
     return masks[torch.randperm(count, generator=generator)]
-
-
-def _cosine(progress: float, start: float, end: float) -> float:
-    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def test_the_vit_is_timms_own_and_loads_like_any_other():
     state = load_file(tiny.FOLDER / f"{tiny.VIT}.safetensors")
     assert torch.equal(model.vit.cls_token, state["cls_token"].float())  # type: ignore[attr-defined]
     attention = model.attention(torch.rand(1, 3, 80, 96))
-    assert attention.shape == (1, 3, 120, 120)
+    assert attention.shape == (1, 4, 120, 120)
 
 
 def test_the_encoder_is_timms_own_and_a_segmenter_starts_from_it():

@@ -369,11 +369,15 @@ def data_emoji(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for everything that it writes.")] = Path("demo"),
+    open_it: Annotated[bool, typer.Option("--open", help="Open the report in the browser at the end.")] = False,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the scenes and of the training.")] = 0,
 ) -> None:
-    """Run all commands in small on generated pictures, without downloads, in about a minute."""
+    """Teach a model five new classes from tags on generated scenes, without downloads; takes some minutes."""
     from fmwiss.demo import run_demo
 
-    run_demo(out)
+    page = run_demo(out, seed)
+    if open_it and not _open(page):
+        _say(f"No browser was found to open {page}.")
 
 
 def main() -> None:

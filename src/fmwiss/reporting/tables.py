@@ -48,6 +48,25 @@ def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     return table
 
 
+def runs_table(runs: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Means over old, new and all classes of several runs, in per cent, the best grown model's in bold.
+
+    Args:
+        runs: label -> what ``Evaluation.as_dict`` gives; a base model has no new classes and does not compete.
+    """
+    grown = [run["miou"] for run in runs.values() if run["miou"]["new"] is not None]
+    best = {mean: max((miou[mean] for miou in grown), default=None) for mean in ("old", "new", "all")}
+    table = _table("", list(best))
+    for label, run in runs.items():
+        miou = run["miou"]
+        competes = miou["new"] is not None and len(grown) > 1
+        table.add_row(
+            label,
+            *(f"[bold]{per_cent(miou[m])}[/]" if competes and miou[m] == best[m] else per_cent(miou[m]) for m in best),
+        )
+    return table
+
+
 def per_cent(value: float | None) -> str:
     """One decimal, as the field's tables have it."""
     return "-" if value is None else f"{value:.1f}"

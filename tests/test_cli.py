@@ -122,12 +122,13 @@ def test_help_is_quick_and_loads_no_heavy_module() -> None:
         "print(seconds, file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for command in ("train", "evaluate", "report", "predict", "pseudo-masks", "classes", "demo"):
+    for command in ("train", "evaluate", "bench", "report", "predict", "pseudo-masks", "classes", "demo"):
         assert command in done.stdout
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["train"], ["evaluate"], ["report"], ["predict"], ["pseudo-masks"], ["classes"], ["demo"]]
+    "command",
+    [[], ["train"], ["evaluate"], ["bench"], ["report"], ["predict"], ["pseudo-masks"], ["classes"], ["demo"]],
 )
 def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*command, "--help"]) == 0
@@ -417,6 +418,15 @@ def steps(w: World, steps: Any) -> list[object]:
     return w.train(config=w.experiment_with(protocol={"steps": steps, "setting": "overlap"}))
 
 
+def bench(w: World, suite: object, *more: object) -> list[object]:
+    (w.data / "classes.txt").write_text("\n".join((*BASE, *NEW)))
+    return ["bench", suite, "--out", w.out, "--data", w.data, *more]
+
+
+def suite_with_a_typo(w: World) -> list[object]:
+    return bench(w, w.write("suite.yaml", "groups: [{name: A, entries: [{name: B, override: {}}]}]"))
+
+
 WRONG: dict[str, tuple[Callable[[World], list[object]], str]] = {
     # the command line itself
     "unknown command": (lambda w: ["trian"], "No such command 'trian'"),
@@ -501,6 +511,11 @@ WRONG: dict[str, tuple[Callable[[World], list[object]], str]] = {
     "report of a run twice": (lambda w: ["report", w.make_run(), w.run], "is given more than once"),
     "report of nothing": (lambda w: ["report"], "Missing argument 'RUN...'"),
     "report into a folder": (lambda w: ["report", w.make_run(), "--out", w.data], "is a folder; give the name"),
+    # suites
+    "no suite": (lambda w: bench(w, "voc-mimi"), "there is no suite 'voc-mimi'; the nearest one is voc-mini"),
+    "suite with an unknown key": (suite_with_a_typo, "the nearest right key is overrides"),
+    "suite without data": (lambda w: bench(w, "voc-mini", "--data", w.folder / "none"), "none does not exist"),
+    "suite for other classes": (lambda w: bench(w, "voc-mini", "--only", "CAM"), "splits 20 classes, and"),
     # photographs to predict, and where to
     "no such photograph": (lambda w: w.predict("none.jpg"), "there is no photograph none.jpg"),
     "folder as photograph": (lambda w: w.predict(w.data), "is a folder; give its photographs"),
@@ -571,8 +586,13 @@ def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "app", interrupted)
-    assert run(["train"]) == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "app", interrupted)
+        assert run(["train"]) == 130
+    assert "goes on where it was" in capsys.readouterr().err
+    monkeypatch.setattr(cli, "_devices", interrupted)  # inside a command typer takes the exception
+    config = Path(__file__).parents[1] / "configs/voc/15-5-overlap/fmwiss.yaml"
+    assert run(["train", config, "--data", "x", "--out", "y"]) == 130
     assert "goes on where it was" in capsys.readouterr().err
 
 

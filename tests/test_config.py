@@ -20,7 +20,7 @@ from fmwiss.config import (
 )
 from fmwiss.data.voc import VOC_CLASSES
 from fmwiss.errors import UserError
-from fmwiss.training.run import _base_difference
+from fmwiss.training.base import base_difference, base_settings
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 EXPERIMENTS = sorted(CONFIGS.glob("*/*/*.yaml"))
@@ -230,7 +230,7 @@ def test_a_choice_of_sections_by_name(values: dict[str, Any], path: str, wanted:
         _Choice.model_validate({"method": values})
     problem = caught.value.errors()[0]
     assert ".".join(config._key_path(problem, _Choice)) == path
-    assert config._wanted(problem) == wanted
+    assert config.wanted(problem) == wanted
     assert list(config._schema_keys(_Choice)) == ["method", "method.name", "method.alpha", "method.beta"]
     chosen = config._schema_keys(_Choice, (), {"method": {"name": "second"}})
     assert list(chosen) == ["method", "method.name", "method.beta"]
@@ -243,8 +243,8 @@ def test_a_method_has_its_own_keys(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         load_config(path, ["method.alpha=0.25"])
     assert str(caught.value) == (
-        "--set method.alpha=0.25: unknown key method.alpha (it belongs to fmwiss, and method.name is finetuning); "
-        "the nearest right key is method.name"
+        "--set method.alpha=0.25: unknown key method.alpha (it belongs to fmwiss and wilson, and method.name is "
+        "finetuning); the nearest right key is method.name"
     )
     with pytest.raises(UserError, match=r"unknown key method.los; the nearest right key is method.loss$"):
         load_config(path, ["method.los=bce"])
@@ -276,4 +276,30 @@ def test_fmwiss_and_fmwiss_plus_differ_in_their_pseudo_masks_alone() -> None:
 def test_methods_of_one_protocol_share_everything_that_a_base_depends_on() -> None:
     for folder in {path.parent for path in EXPERIMENTS}:
         configs = [load_config(path) for path in sorted(folder.glob("*.yaml"))]
-        assert all(_base_difference(configs[0], other, VOC_CLASSES) is None for other in configs), folder
+        assert all(base_difference(configs[0], other, VOC_CLASSES) is None for other in configs), folder
+        settings = base_settings(configs[0], VOC_CLASSES)
+        assert all(base_settings(other, VOC_CLASSES) == settings for other in configs), folder
+
+
+@pytest.mark.parametrize(
+    ("override", "shares"),
+    [
+        ("method.alpha=0.1", True),
+        ("copy_paste.bank_size=7", True),
+        ("training.steps.epochs=3", True),
+        ("segmenter.classifier_init=plain", True),
+        ("protocol.steps=[[cat, dog], [sofa]]", True),
+        ("protocol.steps=[[dog, cat], [sheep]]", False),
+        ("training.seed=1", False),
+        ("training.step0.epochs=3", False),
+        ("data.flip=0", False),
+        ("protocol.setting=disjoint", False),
+    ],
+)
+def test_settings_of_a_base_are_equal_exactly_where_nothing_differs(
+    override: str, shares: bool, tmp_path: Path
+) -> None:
+    path = write(tmp_path, "protocol: {steps: [[cat, dog], [sheep]]}")
+    ours, theirs = load_config(path), load_config(path, [override])
+    assert (base_difference(ours, theirs, VOC_CLASSES) is None) is shares
+    assert (base_settings(ours, VOC_CLASSES) == base_settings(theirs, VOC_CLASSES)) is shares

@@ -1,4 +1,4 @@
-"""The demo goes through every command."""
+"""The demo: the whole way from tags to a grown model and its report, with the package's trained models."""
 
 from __future__ import annotations
 
@@ -9,29 +9,60 @@ import pytest
 from PIL import Image
 
 from fmwiss.cli import run
+from fmwiss.demo import run_demo
+from fmwiss.errors import UserError
+
+SMALL = ("training.step0.epochs=4", "training.steps.epochs=2", "method.loss_stride=4", "data.workers=0")
 
 
-def test_the_demo_trains_evaluates_predicts_and_makes_masks(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "untouched"))
-    out = tmp_path / "demo"
-    assert run(["demo", "--out", str(out)]) == 0
-    printed = capfd.readouterr().out
-    for command in ("train", "evaluate", "report", "predict", "pseudo-masks"):
-        assert f"$ fmwiss {command} " in printed
-    assert "untrained" in printed and "mIoU new" in printed and "refined" in printed
-    assert json.loads((out / "run/step1/evaluation.json").read_text())["images"] == 16
-    assert "learnt in step 1" in (out / "run/report.html").read_text()
-    overlays = sorted((out / "predictions").glob("*_overlay.png"))
-    assert len(overlays) == 4
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "untouched"))
+        run_demo(folder / "demo", n_train=80, n_val=20, settings=SMALL)
+    assert not (folder / "untouched" / "fmwiss").exists()  # everything lies in --out
+    return folder / "demo"
+
+
+def test_both_methods_grow_the_same_base_model(demo: Path) -> None:
+    figures = {
+        method: [json.loads((demo / method / f"step{t}/evaluation.json").read_text()) for t in (0, 1)]
+        for method in ("fmwiss", "finetuning")
+    }
+    assert figures["fmwiss"][0]["iou"] == figures["finetuning"][0]["iou"]
+    assert figures["fmwiss"][1]["images"] == 20
+    # so few iterations are enough to tell objects from their background, and the methods from each other
+    assert figures["fmwiss"][0]["iou"]["background"] > 60
+    assert figures["fmwiss"][1]["iou"] != figures["finetuning"][1]["iou"]
+
+
+def test_the_report_and_the_predictions_are_there(demo: Path) -> None:
+    page = (demo / "report.html").read_text(encoding="utf-8")
+    assert page.count("<html") == 1 and "finetuning" in page
+    overlays = sorted((demo / "predictions").glob("*_overlay.png"))
+    assert len(overlays) == 8
     with Image.open(overlays[0]) as overlay:
         overlay.verify()
-    assert list((out / "pseudo/masks").glob("*.png")) and list((out / "pseudo/pictures").glob("*.png"))
-    assert not (tmp_path / "untouched" / "fmwiss").exists()  # --cache is followed
 
-    # what the first line of the demo says can be done by hand: nothing is left to train
-    common = ["--data", str(out / "data"), "--weights", str(out / "weights"), "--cache", str(out / "cache")]
-    assert run(["train", str(out / "experiment.yaml"), *common, "--out", str(out / "run")]) == 0
-    captured = capfd.readouterr()
-    assert captured.out == "" and "nothing to do, every step is finished already" in captured.err
+
+def test_what_the_demo_ran_can_be_done_by_hand(demo: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    settings = [word for setting in ("training.seed=0", *SMALL) for word in ("--set", setting)]
+    folders = ["--data", str(demo / "data"), "--cache", str(demo / "cache"), "--out", str(demo / "fmwiss")]
+    assert run(["train", str(demo / "fmwiss.yaml"), *folders, *settings]) == 0
+    assert "nothing to do, every step is finished already" in capfd.readouterr().err
+
+
+def test_pseudo_masks_of_trained_models_are_good(demo: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folders = ["--data", str(demo / "data"), "--cache", str(demo / "cache"), "--out", str(tmp_path / "masks")]
+    command = ["pseudo-masks", str(demo / "fmwiss.yaml"), *folders, "--evaluate", "--json", "--split", "val"]
+    assert run([*command, "--classes", "all"]) == 0
+    figures = json.loads(capfd.readouterr().out)
+    assert figures["init"]["miou"] > 25 and figures["refined"]["miou"] > figures["init"]["miou"]
+
+
+def test_a_folder_of_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match="holds other files"):
+        run_demo(tmp_path)
+    assert (tmp_path / "thesis.tex").is_file()

@@ -19,7 +19,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 def test_a_method_has_its_page_and_its_experiments(name: str) -> None:
     assert (ROOT / "docs" / "methods" / f"{name}.md").is_file()
     assert f"docs/methods/{name}.md" in (ROOT / "README.md").read_text(encoding="utf-8")
-    for protocol in ROOT.glob("configs/*/*-*/"):
+    for protocol in filter(Path.is_dir, ROOT.glob("configs/*/*-*")):
         assert (protocol / f"{name}.yaml").is_file(), protocol
 
 

@@ -98,6 +98,26 @@ def views(
     return (middle + (images - middle) * factor(0.6, 1.4)) * factor(0.7, 1.3), theta
 
 
+def distorted(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Other colours, so that shapes are what two views have in common.
+
+    Args:
+        images: ``(B, 3, H, W)``, about in [0, 1].
+    """
+    count = len(images)
+
+    def often(share: float) -> Tensor:
+        return torch.rand(count, 1, 1, 1, generator=generator) < share
+
+    mixing = torch.eye(3) + 1.2 * (torch.rand(count, 3, 3, generator=generator) - 0.5)
+    mixed = torch.einsum("bij,bjhw->bihw", mixing, images - 0.5) + 0.5
+    images = torch.where(often(0.8), mixed, images)
+    images = torch.where(often(0.2), 1 - images, images)
+    images = torch.where(often(0.3), F.avg_pool2d(images, 3, 1, 1, count_include_pad=False), images)
+    noise = 0.1 * torch.rand(count, 1, 1, 1, generator=generator) * torch.randn(images.shape, generator=generator)
+    return images + torch.where(often(0.3), noise, 0.0)
+
+
 def counterparts(mine: Tensor, theirs: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Where the places of one view lie in another.
 

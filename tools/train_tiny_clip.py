@@ -33,8 +33,8 @@ STD = torch.tensor(open_clip.OPENAI_DATASET_STD).view(1, 3, 1, 1)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--scenes", type=int, default=8000)
-    parser.add_argument("--iterations", type=int, default=4000)
+    parser.add_argument("--scenes", type=int, default=12000)
+    parser.add_argument("--iterations", type=int, default=8000)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--side", type=int, default=160)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
@@ -63,7 +63,7 @@ def main() -> None:
         for group in optimizer.param_groups:
             group["lr"] = arguments.learning_rate * _schedule(iteration, arguments.iterations)
         chosen = torch.randint(arguments.scenes, (arguments.batch_size,), generator=generator)
-        images, _ = views(scenes, chosen, arguments.side, (0.75, 1.0), generator)
+        images, _ = views(scenes, chosen, arguments.side, (0.6, 1.0), generator)
         images = ((images.clamp(0, 1) - MEAN) / STD).contiguous(memory_format=torch.channels_last)
         named = torch.multinomial(shown[chosen].float(), 1, generator=generator)[:, 0]
         template = torch.randint(tokens.shape[1], (len(chosen),), generator=generator)

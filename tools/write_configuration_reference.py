@@ -37,7 +37,7 @@ def _sections(model: type[BaseModel], prefix: str, choice: str = "") -> list[str
     for name, field in model.model_fields.items():
         sections = sections_of(field.annotation)
         for section in sections:
-            inner += _sections(section, f"{prefix}{name}.", _name_of(section) if len(sections) > 1 else "")
+            inner += _sections(section, f"{prefix}{name}.", _name_of(section) if len(sections) > 1 else choice)
         if not sections:
             cells = (f"`{name}`", _values(field), f"`{_default(field)}`", (field.description or "").replace("|", r"\|"))
             lines.append("| " + " | ".join(cells) + " |")

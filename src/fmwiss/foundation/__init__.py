@@ -1,4 +1,4 @@
-"""Frozen models behind two small interfaces: :class:`VisionLanguageModel` and :class:`SelfSupervisedModel`."""
+"""Frozen models behind small interfaces: vision-language, self-supervised and saliency models."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import torch
 
 from fmwiss.config import SelfSupervisedConfig, VisionLanguageConfig
 from fmwiss.foundation.images import frozen
-from fmwiss.foundation.interfaces import SelfSupervisedModel, VisionLanguageModel
+from fmwiss.foundation.interfaces import SaliencyModel, SelfSupervisedModel, VisionLanguageModel
 
 __all__ = [
+    "SaliencyModel",
     "SelfSupervisedModel",
     "VisionLanguageModel",
+    "build_saliency",
     "build_self_supervised",
     "build_vision_language",
     "describe_classes",
@@ -51,6 +53,15 @@ def build_self_supervised(
     from fmwiss.foundation.self_supervised import load_self_supervised
 
     return frozen(load_self_supervised(config, weights), device)
+
+
+def build_saliency(
+    config: SelfSupervisedConfig, weights: Path | None = None, device: torch.device | str = "cpu"
+) -> SaliencyModel:
+    """The saliency of the frozen ViT that a configuration names; arguments and errors as above."""
+    from fmwiss.foundation.saliency import NormalizedCut
+
+    return NormalizedCut(build_self_supervised(config, weights, device))
 
 
 def describe_classes(

@@ -64,3 +64,14 @@ class SelfSupervisedModel(Protocol):
 
     def mean_attention_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """:meth:`mean_attention` and :meth:`patch_features` from one pass."""
+
+
+@runtime_checkable
+class SaliencyModel(Protocol):
+    """Knows what stands out in a photograph, whatever it is (EPS)."""
+
+    stride: int
+    """Image pixels per place of the map."""
+
+    def saliency(self, images: Tensor) -> Tensor:
+        """``(B, 3, H, W)`` -> ``(B, gh, gw)`` in [0, 1], 1 where something stands out."""

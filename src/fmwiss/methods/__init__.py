@@ -4,16 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fmwiss.config import FineTuningConfig, FMWISSConfig, MethodConfig
+from fmwiss.config import (
+    CAMConfig,
+    EPSConfig,
+    FineTuningConfig,
+    FMWISSConfig,
+    MethodConfig,
+    SEAMConfig,
+    SSConfig,
+    WILSONConfig,
+)
 from fmwiss.methods.base import Method
+from fmwiss.methods.cam import CAM
+from fmwiss.methods.eps import EPS
 from fmwiss.methods.finetuning import FineTuning
 from fmwiss.methods.fmwiss import FMWISS
+from fmwiss.methods.seam import SEAM
+from fmwiss.methods.ss import SS
 from fmwiss.methods.supervised import Supervised
+from fmwiss.methods.wilson import WILSON
 from fmwiss.models import Segmenter
 
-__all__ = ["FMWISS", "METHODS", "FineTuning", "Method", "Supervised", "build_method", "method_class"]
+__all__ = [
+    "CAM",
+    "EPS",
+    "FMWISS",
+    "METHODS",
+    "SEAM",
+    "SS",
+    "WILSON",
+    "FineTuning",
+    "Method",
+    "Supervised",
+    "build_method",
+    "method_class",
+]
 
-METHODS: dict[type, type[Method]] = {FMWISSConfig: FMWISS, FineTuningConfig: FineTuning}
+METHODS: dict[type, type[Method]] = {
+    FMWISSConfig: FMWISS,
+    FineTuningConfig: FineTuning,
+    WILSONConfig: WILSON,
+    CAMConfig: CAM,
+    SEAMConfig: SEAM,
+    SSConfig: SS,
+    EPSConfig: EPS,
+}
 """By the type of the configuration's section ``method``, what learns the steps after 0."""
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fmwiss.config import DataConfig
+from fmwiss.config import Config
 from fmwiss.data.batches import Batch
 from fmwiss.models import Segmenter
+
+if TYPE_CHECKING:
+    from fmwiss.methods.offline import Locator
 
 Supervision = Literal["pixel", "image"]
 
@@ -38,8 +41,8 @@ class Method(nn.Module, ABC):
     """Epochs before and on top of the configured ones."""
 
     @classmethod
-    def check(cls, options: Any, data: DataConfig) -> None:
-        """Raise UserError where the method's options do not fit the section ``data``; asked before anything is done."""
+    def check(cls, options: Any, config: Config) -> None:
+        """Raise UserError where the method's options do not fit the rest of the experiment; asked before all else."""
 
     def __init__(self, student: Segmenter, freeze_batch_norm: bool = False) -> None:
         super().__init__()
@@ -61,6 +64,10 @@ class Method(nn.Module, ABC):
         dataclass.
         """
         return self.training_step(Batch(**batch), generator)
+
+    def locator(self) -> Locator | None:
+        """What learns before the student, from the same photographs and tags, to make the masks for the student."""
+        return None
 
     def extra_heads(self) -> list[nn.Module]:
         """Modules beside the student that learn, at the heads' rate."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fmwiss.config import DataConfig, FineTuningConfig
+from fmwiss.config import Config, FineTuningConfig
 from fmwiss.data.batches import Batch
 from fmwiss.losses import PixelBCELoss
 from fmwiss.methods.base import Method
@@ -35,8 +35,8 @@ class FineTuning(Method):
     learns_from_pseudo_masks = True
 
     @classmethod
-    def check(cls, options: Any, data: DataConfig) -> None:
-        check_stride(options.loss_stride, data.crop_size)
+    def check(cls, options: Any, config: Config) -> None:
+        check_stride(options.loss_stride, config.data.crop_size)
 
     def __init__(
         self, student: Segmenter, old_model: Segmenter, options: FineTuningConfig, freeze_batch_norm: bool = False

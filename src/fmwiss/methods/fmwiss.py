@@ -6,14 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from fmwiss.config import DataConfig, FMWISSConfig
+from fmwiss.config import Config, FMWISSConfig
 from fmwiss.data.batches import Batch
 from fmwiss.losses import DenseContrastiveLoss, PixelBCELoss, sample_points
 from fmwiss.losses.dense_contrastive import NEGATIVE_ONLY, NOT_DRAWN
 from fmwiss.methods.base import Method
-from fmwiss.methods.guidance import Guidance, check_stride
+from fmwiss.methods.guidance import Guidance, check_stride, resize_logits
 from fmwiss.models import Segmenter, Teacher
 
 BACKGROUND = 0
@@ -39,8 +38,8 @@ class FMWISS(Method):
     frozen = ("old_model",)
 
     @classmethod
-    def check(cls, options: Any, data: DataConfig) -> None:
-        check_stride(options.loss_stride, data.crop_size)
+    def check(cls, options: Any, config: Config) -> None:
+        check_stride(options.loss_stride, config.data.crop_size)
 
     def __init__(
         self, student: Segmenter, old_model: Segmenter, options: FMWISSConfig, freeze_batch_norm: bool = False
@@ -91,11 +90,11 @@ class FMWISS(Method):
             with torch.inference_mode():
                 old_logits = self.old_model(batch.image)
             features = self.student.encode(batch.image)
-        old = _resize(old_logits, size).sigmoid()
+        old = resize_logits(old_logits, size).sigmoid()
         teacher_logits, teacher_features = self.teacher(
             features if self.options.encoder_gradient else features.detach()
         )
-        logits = _resize(teacher_logits, size)
+        logits = resize_logits(teacher_logits, size)
         losses = self.teacher_losses(truth, logits, old)
         if self.options.lambda_dcl > 0:
             contrastive = Guidance.of(batch, batch.image.shape[-1] / teacher_features.shape[-1])
@@ -103,7 +102,7 @@ class FMWISS(Method):
                 contrastive, teacher_features, generator
             )
         if not self.warming_up:
-            student_logits = _resize(self.student.decode(features)[0], size)
+            student_logits = resize_logits(self.student.decode(features)[0], size)
             target = self.student_target(truth, logits.detach(), old)
             losses["all_bce"] = self.bce(student_logits, target, truth.valid)
         return losses
@@ -174,12 +173,6 @@ class FMWISS(Method):
         if options.pasted_student == "override":
             target = _set_pasted(target.masked_fill_(truth.pasted > 0, 0.0), truth.pasted)
         return target
-
-
-def _resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    if logits.shape[-2:] == size:
-        return logits.clone() if logits.is_inference() else logits
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
 def _set_pasted(target: Tensor, pasted: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fmwiss.data.batches import Batch
 from fmwiss.errors import UserError
@@ -47,6 +48,13 @@ def thin(maps: Tensor, stride: float) -> Tensor:
     cells = torch.arange(math.ceil(side / stride), device=maps.device)
     centres = ((cells + 0.5) * stride).long().clamp(max=side - 1)
     return maps[..., centres[:, None], centres]
+
+
+def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """``(B, C, h, w)`` logits at the resolution of a loss; those from inference mode become ones that it may keep."""
+    if logits.shape[-2:] == size:
+        return logits.clone() if logits.is_inference() else logits
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
 def check_stride(stride: int, crop_size: int) -> None:

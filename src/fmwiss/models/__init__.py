@@ -1,6 +1,8 @@
-"""Segmenter, incremental classifier and teacher."""
+"""Segmenter, incremental classifier, and what teaches beside them: FMWISS's teacher, WILSON's localizer and PAMR."""
 
 from fmwiss.models.classifier import IncrementalClassifier
+from fmwiss.models.localizer import Localizer
+from fmwiss.models.pamr import pixel_affinity, refine_masks
 from fmwiss.models.segmenter import (
     Architecture,
     Segmenter,
@@ -14,10 +16,13 @@ from fmwiss.models.teacher import Teacher
 __all__ = [
     "Architecture",
     "IncrementalClassifier",
+    "Localizer",
     "Segmenter",
     "Teacher",
     "finished_step",
     "finished_steps",
     "last_step",
     "load_segmenter",
+    "pixel_affinity",
+    "refine_masks",
 ]

@@ -116,7 +116,11 @@ class Segmenter(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """``(B, 3, H, W)`` images in [0, 1] to the encoder's last features ``(B, E, h, w)``."""
-        return self.encoder((images - self.mean) / self.std)[-1]
+        return self.encode_stages(images)[-1]
+
+    def encode_stages(self, images: Tensor) -> list[Tensor]:
+        """``(B, 3, H, W)`` images in [0, 1] to the features of every stage of the encoder; the last are those above."""
+        return self.encoder((images - self.mean) / self.std)
 
     def decode(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """The encoder's features to logits ``(B, labels, h, w)`` and decoder features ``(B, D, h, w)``."""

@@ -12,7 +12,6 @@ from pydantic import BaseModel, ValidationError
 
 from fmwiss.config import Config, load_config
 from fmwiss.errors import UserError
-from fmwiss.models import finished_steps
 from fmwiss.reporting.records import (
     CONFUSION,
     ENVIRONMENT,
@@ -91,6 +90,8 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 def check_finished(folder: Path) -> None:
     """Raise UserError where a step is begun and not finished, or none is."""
+    from fmwiss.models import finished_steps  # heavy, as below
+
     finished = finished_steps(folder)
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: holds no config.yaml; give the folder that `fmwiss train --out` wrote.")
@@ -106,16 +107,24 @@ def check_finished(folder: Path) -> None:
 
 
 def _read_run(folder: Path, name: str) -> Run:
+    from fmwiss.models import finished_steps  # heavy, and reading a single step does without
+
     numbers = finished_steps(folder)
     if not numbers:
         raise UserError(f"{folder}: holds no finished step; `fmwiss train` with the same --out goes on where it was.")
     path = folder / "config.yaml"
     config = load_config(path)
-    steps = tuple(_read_step(folder / f"step{number}", number) for number in numbers)
+    steps = tuple(read_step(folder, number) for number in numbers)
     return Run(name, folder, config, path.read_text(encoding="utf-8"), steps)
 
 
-def _read_step(folder: Path, number: int) -> Step:
+def read_step(run: Path, number: int) -> Step:
+    """Read a finished step.
+
+    Raises:
+        UserError: a file in it cannot be read.
+    """
+    folder = run / f"step{number}"
     description = _json(folder / "model.json")
     try:
         classes = tuple(tuple(str(name) for name in step) for step in description["steps"])

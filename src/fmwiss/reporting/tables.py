@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 
 def evaluation_table(figures: Mapping[str, Any]) -> Table:
@@ -36,6 +37,33 @@ def stages_table(figures: Mapping[str, Any]) -> Table:
         table.add_row(name, *(per_cent(stage["iou"][name]) for stage in stages.values()))
     table.add_section()
     table.add_row("mIoU", *(per_cent(stage["miou"]) for stage in stages.values()))
+    return table
+
+
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Cells as they are, the first column to the left, the others to the right."""
+    table = _table(head[0], list(head[1:]))
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def runs_table(runs: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Means over old, new and all classes of several runs, in per cent, the best grown model's in bold.
+
+    Args:
+        runs: label -> what ``Evaluation.as_dict`` gives; a base model has no new classes and does not compete.
+    """
+    grown = [run["miou"] for run in runs.values() if run["miou"]["new"] is not None]
+    best = {mean: max((miou[mean] for miou in grown), default=None) for mean in ("old", "new", "all")}
+    table = _table("", list(best))
+    for label, run in runs.items():
+        miou = run["miou"]
+        competes = miou["new"] is not None and len(grown) > 1
+        table.add_row(
+            label,
+            *(f"[bold]{per_cent(miou[m])}[/]" if competes and miou[m] == best[m] else per_cent(miou[m]) for m in best),
+        )
     return table
 
 

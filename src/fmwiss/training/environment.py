@@ -31,7 +31,7 @@ def describe_environment(fabric: Fabric) -> Environment:
     """The environment of this process; nothing in it names a person, a host or a path."""
     return Environment(
         fmwiss=fmwiss.__version__,
-        commit=_commit(Path(fmwiss.__file__).parent),
+        commit=source_commit(),
         versions={
             "python": platform.python_version(),
             "torch": torch.__version__,  # which tells its build, too
@@ -56,6 +56,11 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "unknown"
+
+
+def source_commit() -> str | None:
+    """The commit of the source tree that this package lies in, ``+`` behind it with changes; None without a tree."""
+    return _commit(Path(fmwiss.__file__).parent)
 
 
 def _commit(package: Path) -> str | None:

@@ -17,6 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from torchvision.transforms.v2.functional import resize
 
 from fmwiss.config import Config, OptimizationConfig, check_resumable, dump_config, first_difference, load_config
 from fmwiss.data.datasets import MaskDataset, PseudoMaskSource, TrueMasks, WeakDataset
@@ -30,12 +31,15 @@ from fmwiss.errors import UserError
 from fmwiss.evaluation import Evaluation, evaluate
 from fmwiss.evaluation.evaluate import Observer, center_crop
 from fmwiss.files import write_atomically
+from fmwiss.foundation import build_saliency
 from fmwiss.methods import Method, Supervised, build_method, method_class
 from fmwiss.models import Segmenter, finished_steps
 from fmwiss.pseudo_masks import open_pseudo_masks
+from fmwiss.pseudo_masks import working_size as frozen_size
 from fmwiss.reporting.progress import track
 from fmwiss.reporting.records import CONFUSION, ENVIRONMENT, EVALUATION, GALLERY, Confusion, Gallery
 from fmwiss.reporting.report import write_report
+from fmwiss.training.base import base_difference
 from fmwiss.training.environment import describe_environment
 from fmwiss.training.gallery import (
     PHOTOGRAPHS,
@@ -45,10 +49,12 @@ from fmwiss.training.gallery import (
     TrainingPictures,
     draw_validation,
 )
+from fmwiss.training.located import KeptMaps, LocatedMasks
 from fmwiss.training.loop import Loop
 
 BANK = "memory_bank.safetensors"
 TAGS = "tags.json"
+LOCATOR = "locator"
 REPORT = "report.html"
 
 
@@ -75,7 +81,8 @@ def train(
         precision: Fabric's precision, such as "32-true" or "bf16-mixed".
         cache: where pseudo-mask stores are kept; None: the user's cache folder.
         base: another run whose finished step 0 is taken over in place of training it; it must come from the same
-            protocol, data, segmenter, seed and base settings.
+            protocol, data, segmenter, seed and base settings. The memory of the old classes is made anew where the
+            other run kept another one.
 
     Returns:
         The evaluation of every step done by this call.
@@ -139,7 +146,7 @@ class _Run:
         self.source = VOCSource(self.data)
         self.protocol = Protocol.from_config(self.config.protocol, self.source.class_names)
         options = self.config.data
-        method_class(self.config.method).check(self.config.method, options)
+        method_class(self.config.method).check(self.config.method, self.config)
         self.transform = JointTransform(options.crop_size, options.resize, options.scale, options.flip)
 
     def open(self) -> None:
@@ -154,7 +161,8 @@ class _Run:
         begun = [folder.name for folder in self.folder.glob("step*") if _is_begun(folder)]
         if begun and path.is_file():
             saved = load_config(path)
-            difference = _base_difference(saved, self.config, self.source.class_names)
+            difference = base_difference(saved, self.config, self.source.class_names)
+            difference = difference or self._memory_difference(saved)
             if begun != ["step0"] or difference is not None:
                 check_resumable(saved, self.config, self.folder)
         self.fabric.barrier()  # every process has looked before the first one writes
@@ -163,30 +171,41 @@ class _Run:
         self.fabric.barrier()
 
     def take_base(self, base: Path) -> None:
-        """Copy the finished step 0 of another run, unless this run has its own."""
+        """Copy the finished step 0 of another run, unless this run has its own.
+
+        Its memory of the old classes comes along if it is the one that this run wants, else it is made here.
+        """
         has_own = 0 in finished_steps(self.folder)
         self.fabric.barrier()  # every process has looked before the first one copies
         if has_own:
             return
         if 0 not in finished_steps(base):
             raise UserError(f"{base}: its step 0 is not finished; train it first.")
-        difference = _base_difference(load_config(base / "config.yaml"), self.config, self.source.class_names)
+        theirs = load_config(base / "config.yaml")
+        difference = base_difference(theirs, self.config, self.source.class_names)
         if difference is not None:
-            key, theirs, ours = difference
+            key, before, now = difference
             raise UserError(
-                f"{base}: its base model was trained with {key} = {theirs}, and the configuration says {ours}; give a "
+                f"{base}: its base model was trained with {key} = {before}, and the configuration says {now}; give a "
                 "base run of the same settings."
             )
+        if self.fabric.is_global_zero and (base / TAGS).is_file() and not (self.folder / TAGS).is_file():
+            tags = (base / TAGS).read_bytes()
+            write_atomically(self.folder / TAGS, lambda path: path.write_bytes(tags))
+        self.fabric.barrier()
+        chosen: list[str] = []
+        if self._memory_difference(theirs) is not None:
+            ids = self.source.ids(self.config.data.train_split)
+            chosen = self.protocol.select(0, self._tags(ids), ids)
         if self.fabric.is_global_zero:
-            if (base / TAGS).is_file() and not (self.folder / TAGS).is_file():
-                tags = (base / TAGS).read_bytes()
-                write_atomically(self.folder / TAGS, lambda path: path.write_bytes(tags))
             temporary = self.folder / ".step0.tmp"
             shutil.rmtree(temporary, ignore_errors=True)
             try:
                 shutil.copytree(base / "step0", temporary, ignore=shutil.ignore_patterns("state"))
             except shutil.Error as error:  # several files' errors in one
                 raise UserError(f"{base}: its step 0 cannot be copied ({error.args[0][0][2]})") from error
+            if chosen:
+                self._build_memory(chosen).save(temporary / BANK)
             shutil.rmtree(self.folder / "step0", ignore_errors=True)
             temporary.rename(self.folder / "step0")
         self.fabric.barrier()
@@ -214,18 +233,13 @@ class _Run:
         new_tags = {i: tags[i] & frozenset(self.protocol.new(t)) for i in chosen}
         dataset = self._mask_dataset(chosen) if t == 0 else self._weak_dataset(t, method, chosen, new_tags)
         prepared = time.monotonic()
-        loop = Loop(
-            fabric=self.fabric,
-            options=options,
-            folder=folder,
-            seed=training.seed,
-            step=t,
-            workers=self.config.data.workers,
-            checkpoint_every=training.checkpoint_every,
-            gradient_clip=training.gradient_clip,
+        loop = self._loop(
+            t,
+            options,
+            folder,
+            f"step {t}",
             validate_every=training.validate_every,
             validate=lambda: self._evaluate(method.student).as_dict(),
-            description=f"step {t}",
         )
         training_seconds = loop.run(method, dataset, len(chosen))
         trained = time.monotonic()
@@ -247,6 +261,21 @@ class _Run:
             self._finish(folder, method, result, seconds, len(chosen))
         self.fabric.barrier()
         return result
+
+    def _loop(self, t: int, options: OptimizationConfig, folder: Path, description: str, **validation: Any) -> Loop:
+        training = self.config.training
+        return Loop(
+            fabric=self.fabric,
+            options=options,
+            folder=folder,
+            seed=training.seed,
+            step=t,
+            workers=self.config.data.workers,
+            checkpoint_every=training.checkpoint_every,
+            gradient_clip=training.gradient_clip,
+            description=description,
+            **validation,
+        )
 
     def _comparison(self, t: int) -> Comparison:
         options = self.config.evaluation
@@ -381,16 +410,57 @@ class _Run:
     def _weak_dataset(
         self, t: int, method: Method, ids: list[str], tags: Mapping[str, frozenset[str]]
     ) -> WeakDataset:
-        return WeakDataset(
-            self.source,
-            ids,
-            tags,
-            self.protocol.new(t),
-            self.transform,
-            self.config.training.seed,
-            self._pseudo_masks(ids, tags) if method.learns_from_pseudo_masks else None,
-            self._copy_paste(t) if method.pastes_instances else None,
-        )
+        masks: PseudoMaskSource | None
+        if method.learns_from_pseudo_masks:
+            masks = self._pseudo_masks(ids, tags)
+        else:
+            masks = self._located_masks(t, method, ids, tags)
+        copy_paste = self._copy_paste(t) if method.pastes_instances else None
+        new, seed = self.protocol.new(t), self.config.training.seed
+        return WeakDataset(self.source, ids, tags, new, self.transform, seed, masks, copy_paste)
+
+    def _located_masks(
+        self, t: int, method: Method, ids: list[str], tags: Mapping[str, frozenset[str]]
+    ) -> LocatedMasks | None:
+        """Train the method's locator, if it has one, and keep the masks that it makes; what is there is not redone."""
+        locator = method.locator()
+        if locator is None:
+            return None
+        new, seed = self.protocol.new(t), self.config.training.seed
+        folder = self.folder / f"step{t}" / LOCATOR
+        masks = LocatedMasks(folder / "masks", new)
+        missing = masks.missing(ids)
+        self.fabric.barrier()  # every process has looked before the first one writes
+        if missing:
+            saliency = self._saliency(folder / "saliency", ids) if locator.learns_from_saliency else None
+            dataset = WeakDataset(self.source, ids, tags, new, self.transform, seed, None, None, saliency)
+            self._loop(t, locator.options.locator, folder, f"step {t}, locator").run(locator, dataset, len(ids))
+            locator.eval()
+            mine = missing[self.fabric.global_rank :: self.fabric.world_size]
+            for image_id in track(mine, "locating"):
+                image = locator.student.to_working_size(self.source.read_image(image_id))
+                tagged = [place for place, name in enumerate(new) if name in tags[image_id]]
+                masks.write(image_id, locator.labels(image, tagged).cpu())
+        self.fabric.barrier()
+        if self.fabric.is_global_zero:
+            shutil.rmtree(folder / "state", ignore_errors=True)
+        return masks
+
+    def _saliency(self, folder: Path, ids: list[str]) -> KeptMaps:
+        """Saliency maps of the photographs, from the self-supervised model that the configuration names."""
+        options = self.config.cosegmentation.self_supervised
+        maps = KeptMaps(folder, ["saliency"])
+        missing = maps.missing(ids)
+        self.fabric.barrier()  # every process has looked before the first one writes
+        if missing:
+            model = build_saliency(options, self.weights, self.fabric.device)
+            for image_id in track(missing[self.fabric.global_rank :: self.fabric.world_size], "saliency"):
+                image = self.source.read_image(image_id)
+                size = frozen_size(image.shape[-2], image.shape[-1], options.input_size, model.stride)
+                seen = resize(image, list(size), antialias=True)[None].to(self.fabric.device).float() / 255
+                maps.write(image_id, (model.saliency(seen)[0] * 255).round().to(torch.uint8).cpu())
+        self.fabric.barrier()
+        return maps
 
     def _pseudo_masks(self, ids: list[str], tags: Mapping[str, frozenset[str]]) -> PseudoMaskSource:
         options, seed = self.config.cosegmentation, self.config.training.seed
@@ -421,21 +491,31 @@ class _Run:
 
         Step 0 writes it whatever the method, so that runs of other methods can take its base over.
         """
-        options, seed = self.config.copy_paste, self.config.training.seed
+        options = self.config.copy_paste
         if options.bank_size == 0 or (t > 0 and not method.pastes_instances):
             return
         path = self.folder / f"step{t}" / BANK
         if t == 0:
-            table = self.protocol.label_table(0, self.source.class_names)
-            bank = MemoryBank.build(
-                self.source, ids, table, self.protocol.seen(0), options.bank_size, options.min_area, seed,
-                track,
-            )
+            bank = self._build_memory(ids)
         else:
             bank = MemoryBank.load(self.folder / f"step{t - 1}" / BANK)
             if options.learnt_classes:
                 self._add_learnt(bank, t, ids, tags, method.student)
         bank.save(path)
+
+    def _build_memory(self, ids: list[str]) -> MemoryBank:
+        """The memory of step 0's classes from the photographs of that step."""
+        options, seed = self.config.copy_paste, self.config.training.seed
+        table, classes = self.protocol.label_table(0, self.source.class_names), self.protocol.seen(0)
+        return MemoryBank.build(self.source, ids, table, classes, options.bank_size, options.min_area, seed, track)
+
+    def _memory_difference(self, theirs: Config) -> tuple[str, str, str] | None:
+        """The first key in which another run's memory of the old classes differs; None where this run asks for none."""
+        if not method_class(self.config.method).pastes_instances or self.config.copy_paste.bank_size == 0:
+            return None
+        return first_difference(
+            theirs, self.config, lambda key: key in ("copy_paste.bank_size", "copy_paste.min_area")
+        )
 
     def _add_learnt(
         self, bank: MemoryBank, t: int, ids: list[str], tags: Mapping[str, frozenset[str]], student: Segmenter
@@ -481,43 +561,9 @@ def _write_json(path: Path, value: object, indent: int | None = 1) -> None:
 
 
 def _is_begun(step: Path) -> bool:
-    """Whether a step's folder holds a model or a checkpoint."""
-    return (step / "model.json").is_file() or any(step.glob("state/*"))
-
-
-_BASE_KEYS = (
-    "protocol.setting",
-    *(f"data.{key}" for key in ("source", "train_split", "tags", "crop_size", "resize", "scale", "flip")),
-    "segmenter.",
-    "training.step0.",
-    "training.seed",
-    "training.gradient_clip",
-)
-"""Keys, or beginnings of keys, that step 0 depends on, beside its classes."""
-
-
-def _base_difference(theirs: Config, ours: Config, known: Sequence[str]) -> tuple[str, str, str] | None:
-    """The first key in which two base models differ, and both values; None if one can stand for the other.
-
-    ``known`` are the data set's class names.
-    """
-    keys = _BASE_KEYS
-    if method_class(ours.method).pastes_instances and ours.copy_paste.bank_size > 0:
-        # without copy-paste nobody asks for the memory that lies beside the model
-        keys += ("copy_paste.bank_size", "copy_paste.min_area")
-    difference = first_difference(
-        theirs, ours, lambda key: key.startswith(keys) and key != "segmenter.classifier_init"
-    )
-    if difference is None and _base_classes(theirs, known) != _base_classes(ours, known):
-        return "protocol.steps", str(theirs.protocol.steps), str(ours.protocol.steps)
-    return difference
-
-
-def _base_classes(config: Config, known: Sequence[str]) -> tuple[tuple[str, ...], frozenset[str]]:
-    """What decides on the photographs of step 0: its classes and, if disjoint, those that they may not show."""
-    protocol = Protocol.from_config(config.protocol, known)
-    later = frozenset().union(*protocol.steps[1:]) if config.protocol.setting == "disjoint" else frozenset()
-    return protocol.new(0), later
+    """Whether a step's folder holds a model, a checkpoint or a locator's masks."""
+    kept = ("state/*", f"{LOCATOR}/state/*", f"{LOCATOR}/saliency/*", f"{LOCATOR}/masks/*")
+    return (step / "model.json").is_file() or any(path for pattern in kept for path in step.glob(pattern))
 
 
 def _peak_memory_gib(device: torch.device) -> float:

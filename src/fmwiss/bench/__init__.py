@@ -1,0 +1,1 @@
+"""Suites: a matrix of experiments and seeds, run and put into tables."""

@@ -1,0 +1,203 @@
+"""What there is to do for a suite: which runs, in which folders, on which base models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from fmwiss.bench.suite import PseudoMaskGroup, Row
+from fmwiss.config import Config, CopyPasteConfig, OptimizationConfig
+from fmwiss.data.protocols import Protocol
+from fmwiss.data.voc import VOCSource
+from fmwiss.training.base import base_settings
+
+Kind = Literal["base", "training", "pseudo-masks"]
+
+FIGURES = "pseudo-masks.json"
+"""What a finished job of pseudo masks leaves."""
+REPORT = "report.html"
+"""The last file that a finished run of training writes."""
+
+_FREE = ("workers", "checkpoint_every")
+"""Keys that say how the work is done, not what comes of it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One piece of work, in a folder of its own."""
+
+    kind: Kind
+    label: str
+    seed: int
+    config: Config
+    folder: Path
+    steps: int
+    """Steps of the protocol."""
+    base: Path | None = None
+    """Run whose step 0 is taken over."""
+    split: str = ""
+    """Pseudo masks: list of photographs."""
+    all_classes: bool = False
+    """Pseudo masks: of step 0's classes, too."""
+    pictures: int = 0
+    """Pseudo masks: photographs to draw."""
+
+    @property
+    def title(self) -> str:
+        """For a person."""
+        return f"{self.label}, seed {self.seed}"
+
+    def is_done(self) -> bool:
+        """Whether there is nothing left to do."""
+        if self.kind == "pseudo-masks":
+            return (self.folder / FIGURES).is_file()
+        steps = range(1 if self.kind == "base" else self.steps)
+        return (self.folder / REPORT).is_file() and all(
+            (self.folder / f"step{t}" / "model.json").is_file() for t in steps
+        )
+
+    def is_begun(self) -> bool:
+        """Whether an earlier command left something to go on from."""
+        return self.folder.is_dir()
+
+    def has_base(self) -> bool:
+        """Whether the run has its step 0 already."""
+        return (self.folder / "step0" / "model.json").is_file()
+
+
+class Workspace:
+    """The output folder: ``runs/NAME-HASH/seedN`` and ``bases/NAME-HASH``.
+
+    A folder belongs to what its contents depend on: the experiment and the photographs. Entries with the same
+    experiment share it, in whichever group they stand and whatever they are called; and of a suite that has been
+    changed what has stayed the same is not done again.
+
+    Args:
+        out: the folder; it need not exist.
+        source: the data set.
+    """
+
+    def __init__(self, out: Path, source: VOCSource) -> None:
+        self.out, self.source = out, source
+        self._digests: dict[str, str] = {}
+        self._folders: dict[str, Path] = {}
+
+    @cached_property
+    def known(self) -> tuple[str, ...]:
+        """The data set's class names."""
+        return self.source.class_names
+
+    def folder(self, row: Row) -> Path:
+        """Where an entry's runs are, by seed."""
+        config, group = row.config, row.group
+        settings = _settings(config)
+        identity: dict[str, Any] = {"kind": group.kind, "classes": self.known}
+        if isinstance(group, PseudoMaskGroup):
+            split = group.split or config.data.val_split
+            identity["config"] = {key: settings.get(key) for key in ("protocol", "cosegmentation")}
+            identity |= {"tags": config.data.tags, "split": [split, self._digest(split)]}
+            identity |= {"of": group.classes, "pictures": group.pictures}
+        else:
+            identity |= {"config": settings, "data": self._data(config)}
+        return self._named("runs", row.label, identity)
+
+    def base_folder(self, config: Config) -> Path:
+        """Where the base model of a run is, which other runs may share."""
+        identity = {
+            "base": base_settings(config, self.known),
+            "evaluation": config.evaluation.model_dump(mode="json"),
+            "classes": self.known,
+            "data": self._data(config),
+        }
+        return self._named("bases", f"{config.protocol.setting} seed {config.training.seed}", identity)
+
+    def jobs(self, rows: Iterable[Row], seeds: Sequence[int] | None) -> list[Job]:
+        """Everything that the rows need, finished or not, seed by seed; a base before the first run that takes it.
+
+        Args:
+            rows: the entries.
+            seeds: in place of the entries' own.
+        """
+        rows = list(rows)
+        all_seeds = list(dict.fromkeys(seeds or (seed for row in rows for seed in row.seeds)))
+        jobs: dict[Path, Job] = {}
+        for seed in all_seeds:
+            for row in rows:
+                if seed in (seeds or row.seeds):
+                    for job in self._jobs(row, seed):
+                        jobs.setdefault(job.folder, job)
+        return list(jobs.values())
+
+    def _jobs(self, row: Row, seed: int) -> list[Job]:
+        training = row.config.training.model_copy(update={"seed": seed})
+        config = row.config.model_copy(update={"training": training})
+        steps = len(Protocol.from_config(config.protocol, self.known).steps)
+        folder, group = self.folder(row) / f"seed{seed}", row.group
+        if isinstance(group, PseudoMaskGroup):
+            split = group.split or config.data.val_split
+            everything = group.classes == "all"
+            return [
+                Job("pseudo-masks", row.label, seed, config, folder, steps, None, split, everything, group.pictures)
+            ]
+        base = self.base_folder(config)
+        return [
+            Job("base", f"{group.name} / base model", seed, _base_config(config), base, steps),
+            Job("training", row.label, seed, config, folder, steps, base),
+        ]
+
+    def _data(self, config: Config) -> list[str]:
+        return [self._digest(split) for split in (config.data.train_split, config.data.val_split)]
+
+    def _digest(self, split: str) -> str:
+        """Of a list of photographs."""
+        if split not in self._digests:
+            self._digests[split] = _hash(self.source.ids(split))
+        return self._digests[split]
+
+    def _named(self, parent: str, name: str, identity: Any) -> Path:
+        """The folder of what has this identity: the one there is, whatever it is called, or a new one of this name."""
+        digest = _hash(identity)
+        if digest not in self._folders:
+            slug = re.sub(r"[^a-z0-9]+", "-", name.lower())[:60].strip("-") or "entry"
+            there = sorted((self.out / parent).glob(f"*-{digest}"))
+            self._folders[digest] = there[0] if there else self.out / parent / f"{slug}-{digest}"
+        return self._folders[digest]
+
+
+def _base_config(config: Config) -> Config:
+    """What a base model is trained with: nothing of the run's method, so that it is the same whichever run comes first.
+
+    It keeps no memory of old classes either: each run makes the one that it wants.
+    """
+    return Config(
+        protocol=config.protocol,
+        data=config.data.model_copy(update={"fraction": 1.0}),
+        segmenter=config.segmenter,
+        copy_paste=CopyPasteConfig(bank_size=0),
+        training=config.training.model_copy(update={"steps": OptimizationConfig(), "validate_every": 0}),
+        evaluation=config.evaluation,
+    )
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """What an experiment sets otherwise than the library, without its seed and what does not matter for the results.
+
+    Defaults are left out, so that a key that a later version adds makes no other experiment of it.
+    """
+    settings = config.model_dump(mode="json", exclude_defaults=True)
+    settings.setdefault("method", {})["name"] = config.method.name  # which is the default of its own section
+    settings.get("training", {}).pop("seed", None)
+    for section in ("data", "training"):
+        for key in _FREE:
+            settings.get(section, {}).pop(key, None)
+    return {section: values for section, values in settings.items() if values}
+
+
+def _hash(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=5).hexdigest()

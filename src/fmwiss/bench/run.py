@@ -1,0 +1,210 @@
+"""Running a suite: job after job, resumable, with tables that are written again after each."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from fmwiss.bench.plan import FIGURES, Job, Workspace
+from fmwiss.bench.results import STAGES, Table, read_tables
+from fmwiss.bench.suite import Row, Suite, choose, find_suite, load_suite, resolve
+from fmwiss.bench.tables import FIGURE, write_tables
+from fmwiss.bench.worker import Place, Workers
+from fmwiss.config import check_resumable, load_config
+from fmwiss.data.voc import VOCSource
+from fmwiss.errors import UserError
+from fmwiss.reporting.records import EVALUATION
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job that ended otherwise than done."""
+
+    job: Job
+    sentence: str
+
+
+@dataclass
+class Bench:
+    """A suite on a data set in a folder.
+
+    Args:
+        name: of the suite in ``configs/suites``, or the path of a suite file.
+        place: data, weights, cache, devices and precision.
+        out: folder for everything that comes of it.
+        seeds: in place of the suite's.
+        only: names of groups and entries that are run; the tables hold what is finished of the others, too.
+
+    Raises:
+        UserError: the suite, one of its experiments or the data set is wrong.
+    """
+
+    name: str
+    place: Place
+    out: Path
+    seeds: Sequence[int] | None = None
+    only: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        path = find_suite(self.name)
+        self.suite: Suite = load_suite(path)
+        self.title = self.suite.title or path.stem
+        self.suite_name = path.stem
+        self.rows: list[Row] = resolve(self.suite, path)
+        self.chosen = choose(self.rows, self.only)
+        self.workspace = Workspace(self.out, VOCSource(self.place.data))
+        self.jobs: list[Job] = self.workspace.jobs(self.chosen, self.seeds)
+        self._check_what_is_there()
+
+    def _check_what_is_there(self) -> None:
+        """A later version may have other defaults: what was run with others is no result of these experiments."""
+        for row in self.rows:
+            for folder in self.workspace.folder(row).glob("seed*"):
+                if (folder / "config.yaml").is_file() and (folder / "step1").is_dir():
+                    saved = load_config(folder / "config.yaml")
+                    training = row.config.training.model_copy(update={"seed": saved.training.seed})
+                    check_resumable(saved, row.config.model_copy(update={"training": training}), folder)
+
+    def tables(self) -> list[Table]:
+        """The tables with what is finished by now."""
+        seeds = {row.label: self.seeds for row in self.chosen} if self.seeds else None
+        return read_tables(self.suite, self.rows, self.workspace, seeds)
+
+    def plan(self) -> Iterator[str]:
+        """What there is to do, a line for each job, and what it will take."""
+        todo = self.unfinished()
+        for job in self.jobs:
+            if job.is_done():
+                state = "finished"
+            elif job not in todo:
+                state = "not needed"
+            else:
+                state = "begun" if job.is_begun() else "to do"
+            yield f"{state:<11} {job.title}  ({job.folder.relative_to(self.out)})"
+        runs, left = (sum(job.kind != "base" for job in jobs) for jobs in (self.jobs, todo))
+        bases = len(todo) - left
+        yield f"{left} of {runs} runs and {bases} base models to do; {_duration(self.minutes_left(todo))}"
+
+    def run(self, say: Say) -> list[Failure]:
+        """Do what is not done yet; after every run the results are written again.
+
+        Args:
+            say: tells a person which job begins and how one ended.
+
+        Returns:
+            What failed; runs whose base model failed are not tried.
+
+        Raises:
+            UserError: another command is at work in the folder, or a result cannot be read.
+            KeyboardInterrupt: the same command goes on where it was.
+        """
+        self.out.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.out / ".lock", timeout=0):
+                failures = self._run(say)
+                self.write()
+                return failures
+        except Timeout as error:
+            raise UserError(
+                f"{self.out}: another fmwiss bench is at work there; wait for it, or give another --out"
+            ) from error
+
+    def _run(self, say: Say) -> list[Failure]:
+        workers, todo = Workers(self.place), self.unfinished()
+        failures: dict[Path, Failure] = {}
+        for number, job in enumerate(todo):
+            if job.base in failures and not job.has_base():
+                failures[job.folder] = Failure(job, f"its base model failed ({failures[job.base].job.title})")
+                continue
+            left = _duration(self.minutes_left(todo[number:]))
+            say(f"{number + 1} of {len(todo)}: {job.title}{' goes on' if job.is_begun() else ''}; {left}")
+            sentence = workers.do(job)
+            if sentence is None and not job.is_done():
+                sentence = f"its process ended before {job.folder} was finished"
+            if sentence is not None:
+                failures[job.folder] = Failure(job, sentence.rstrip("."))
+                say(f"{job.title} failed: {failures[job.folder].sentence}.")
+                continue
+            say(f"{job.title}: {_outcome(job)}")
+            if job.kind != "base":
+                try:
+                    self.write()
+                except UserError as error:  # what is broken is told at the end; the other runs are done first
+                    say(f"the tables could not be written: {error}")
+        return list(failures.values())
+
+    def unfinished(self) -> list[Job]:
+        """What is left to do; a base model only where a run still needs it."""
+        todo = [job for job in self.jobs if not job.is_done()]
+        needed = {job.base for job in todo if job.kind == "training" and not job.has_base()}
+        return [job for job in todo if job.kind != "base" or job.folder in needed]
+
+    def minutes_left(self, jobs: Sequence[Job]) -> float | None:
+        """What jobs will take, judging by finished ones: of other seeds, else of the same kind, else of all.
+
+        None where nothing is finished.
+        """
+        spent = [(job, minutes) for job in self.jobs if (minutes := minutes_of(job)) is not None]
+        if not spent:
+            return None
+        return sum(_guess(job, spent) for job in jobs)
+
+    def write(self) -> list[Table]:
+        """Write the tables and the figure."""
+        from fmwiss.bench.figure import write_figure
+
+        tables = self.tables()
+        write_tables(self.suite, self.suite_name, tables, self.out)
+        write_figure(tables, self.title, self.out / FIGURE)
+        return tables
+
+
+def minutes_of(job: Job) -> float | None:
+    """What a finished job took, without a base model that it took over; None where that is not known."""
+    if not job.is_done():
+        return None
+    if job.kind == "pseudo-masks":
+        return _read(job.folder / FIGURES).get("minutes")
+    steps = [0] if job.kind == "base" else range(1, job.steps) or [0]
+    spent = [_read(job.folder / f"step{t}" / EVALUATION).get("minutes", {}).get("all") for t in steps]
+    return sum(spent) if None not in spent else None
+
+
+def _guess(job: Job, spent: Sequence[tuple[Job, float]]) -> float:
+    alike = [minutes for other, minutes in spent if other.folder.parent == job.folder.parent and job.kind != "base"]
+    kind = [minutes for other, minutes in spent if other.kind == job.kind]
+    return statistics.fmean(alike or kind or [minutes for _, minutes in spent])
+
+
+def _outcome(job: Job) -> str:
+    """A finished job's figures and time."""
+    if job.kind == "pseudo-masks":
+        found = _read(job.folder / FIGURES)
+        means = {stage: found[stage]["miou"] for stage in STAGES if stage in found}
+    else:
+        means = _read(job.folder / f"step{0 if job.kind == 'base' else job.steps - 1}" / EVALUATION).get("miou", {})
+    figures = ", ".join(f"{name} {value:.1f}" for name, value in means.items() if value is not None)
+    return f"{figures}; {minutes_of(job) or 0:.1f} minutes"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object that a job wrote; empty where it cannot be read, which the tables tell."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _duration(minutes: float | None) -> str:
+    if minutes is None:
+        return "time left unknown"
+    return f"about {int(minutes) // 60}:{int(minutes) % 60:02d} h left"

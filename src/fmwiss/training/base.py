@@ -1,0 +1,53 @@
+"""What step 0 depends on: which runs can share a base model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fmwiss.config import Config, first_difference, leaves
+from fmwiss.data.protocols import Protocol
+
+_KEYS = (
+    "protocol.setting",
+    *(f"data.{key}" for key in ("source", "train_split", "tags", "crop_size", "resize", "scale", "flip")),
+    "segmenter.",
+    "training.step0.",
+    "training.seed",
+    "training.gradient_clip",
+)
+"""Keys, or beginnings of keys, that step 0's model depends on, beside its classes."""
+
+
+def base_difference(theirs: Config, ours: Config, known: Sequence[str]) -> tuple[str, str, str] | None:
+    """The first key in which two base models differ, and both values; None if one can stand for the other.
+
+    The memory that lies beside the model is not part of it.
+
+    Args:
+        theirs: configuration of one run.
+        ours: configuration of the other.
+        known: the data set's class names.
+    """
+    difference = first_difference(theirs, ours, _counts)
+    if difference is None and _classes(theirs, known) != _classes(ours, known):
+        return "protocol.steps", str(theirs.protocol.steps), str(ours.protocol.steps)
+    return difference
+
+
+def base_settings(config: Config, known: Sequence[str]) -> dict[str, Any]:
+    """What step 0's model depends on, by key, JSON-able; equal exactly where :func:`base_difference` finds none."""
+    settings = {key: value for key, value in leaves(config.model_dump(mode="json")) if _counts(key)}
+    learnt, unseen = _classes(config, known)
+    return {**settings, "protocol.steps": [list(learnt), sorted(unseen)]}
+
+
+def _counts(key: str) -> bool:
+    return key.startswith(_KEYS) and key != "segmenter.classifier_init"
+
+
+def _classes(config: Config, known: Sequence[str]) -> tuple[tuple[str, ...], frozenset[str]]:
+    """What decides on the photographs of step 0: its classes and, if disjoint, those that they may not show."""
+    protocol = Protocol.from_config(config.protocol, known)
+    later = frozenset().union(*protocol.steps[1:]) if config.protocol.setting == "disjoint" else frozenset()
+    return protocol.new(0), later

@@ -160,7 +160,7 @@ class SelfSupervisedConfig(_Section):
 
 
 class PlusConfig(_Section):
-    """Co-segmentation beyond the paper, where ``cosegmentation.name`` is fmwiss-plus (see docs/methods/fmwiss-plus.md)."""
+    """Co-segmentation beyond the paper: ``cosegmentation.name`` is fmwiss-plus (see docs/methods/fmwiss-plus.md)."""
 
     score_scales: tuple[Scale, ...] = Field(
         (1.0,), min_length=1, description="sizes at which the vision-language model sees a photograph, as multiples "
@@ -185,7 +185,7 @@ class PlusConfig(_Section):
         (1, 2, 4), min_length=1, description="distances of PAMR's neighbours, in places of the masks"
     )
     exclusive: bool = Field(
-        True, description="a place belongs to at most one of a photograph's tagged classes, the one with the largest map"
+        True, description="a place belongs to at most one of a photograph's tagged classes, that with the largest map"
     )
     threshold: float = Field(0.5, ge=0, lt=1, description="places above this are a class's")
 
@@ -194,8 +194,8 @@ class CosegmentationConfig(_Section):
     """Equations 1-5, and what goes beyond them."""
 
     name: Literal["fmwiss", "fmwiss-plus"] = Field(
-        "fmwiss", description="equations 1-5 of the paper, or the library's own way from scores to masks, whose options "
-        "are under plus; it shares source, both models, init_threshold and batch_size with the paper's"
+        "fmwiss", description="equations 1-5 of the paper, or the library's own way from scores to masks, whose "
+        "options are under plus; it shares source, both models, init_threshold and batch_size with the paper's"
     )
     source: Literal["foundation", "true-masks"] = Field(
         "foundation", description="'true-masks' puts the truth in place of M_refine: a diagnostic upper bound that "

@@ -5,8 +5,8 @@ photograph. Here every patch takes part: the vision-language model's scores flow
 similarities, in competition with a background, and are then adapted to the photograph's colours. Nothing is drawn at
 random, photographs do not see each other, and no constant belongs to a class.
 
-Everything is batched: ``(B, C, gh, gw)`` are photographs, classes and the self-supervised model's patch grid, ``L = gh *
-gw`` its patches in row-major order. One batch with C tagged classes::
+Everything is batched: ``(B, C, gh, gw)`` are photographs, classes and the self-supervised model's patch grid, ``L =
+gh * gw`` its patches in row-major order. One batch with C tagged classes::
 
     scores = merge_views(maps, mirrored, grid)                       # eq. 3, averaged over views
     features = merge_views(patch_features, mirrored, grid, normalise=True)

@@ -1,9 +1,9 @@
 """Co-segmentation over a data set: what the frozen models give is computed once and kept, masks are drawn from it.
 
 :func:`fill_store` runs the two foundation models over the photographs and writes one small file for each into a
-:class:`PseudoMaskStore`. :class:`StoredPseudoMasks` draws the paper's masks from the files, with fresh seeds every epoch,
-:class:`StoredPlusMasks` reads those of ``fmwiss-plus``, which know no chance, and :func:`evaluate_pseudo_masks` compares
-either with the ground truth.
+:class:`PseudoMaskStore`. :class:`StoredPseudoMasks` draws the paper's masks from the files, with fresh seeds every
+epoch, :class:`StoredPlusMasks` reads those of ``fmwiss-plus``, which know no chance, and :func:`evaluate_pseudo_masks`
+compares either with the ground truth.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ from fmwiss.data.batches import Batch
 from fmwiss.errors import UserError
 from fmwiss.methods import SS
 from fmwiss.methods.ss import GlobalCueInjection, SSLocator, StochasticGate
-from fmwiss.models import Architecture, Segmenter, pixel_affinity, refine_masks
+from fmwiss.models import Architecture, Segmenter
+from fmwiss.pamr import pixel_affinity, refine_masks
 
 N_NEW = 2
 

@@ -17,7 +17,8 @@ from fmwiss.config import Config, WILSONConfig
 from fmwiss.data.batches import Batch
 from fmwiss.errors import UserError
 from fmwiss.methods import WILSON, build_method
-from fmwiss.models import Architecture, Segmenter, pixel_affinity, refine_masks
+from fmwiss.models import Architecture, Segmenter
+from fmwiss.pamr import pixel_affinity, refine_masks
 
 N_OLD, N_NEW, CELLS = 3, 2, 4
 """|Y_{t-1}|: background, aeroplane, bicycle; |C_t|: sheep, sofa; features of 4 x 4."""

@@ -15,7 +15,8 @@ from fmwiss.errors import UserError
 from fmwiss.losses import BalancedCrossEntropyLoss, ImageLabelLoss, confident_labels
 from fmwiss.methods.guidance import thin
 from fmwiss.methods.offline import Locator, Offline
-from fmwiss.models import Segmenter, pixel_affinity, refine_masks
+from fmwiss.models import Segmenter
+from fmwiss.pamr import pixel_affinity, refine_masks
 
 CHANNELS, SKIP_CHANNELS = 256, 48
 BACKGROUND_SCORE = 1.0

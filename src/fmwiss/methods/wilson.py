@@ -14,7 +14,8 @@ from fmwiss.errors import UserError
 from fmwiss.losses import BalancedCrossEntropyLoss, ImageLabelLoss, PixelBCELoss, confident_labels
 from fmwiss.methods.base import Method
 from fmwiss.methods.guidance import thin
-from fmwiss.models import Localizer, Segmenter, pixel_affinity, refine_masks
+from fmwiss.models import Localizer, Segmenter
+from fmwiss.pamr import pixel_affinity, refine_masks
 
 BACKGROUND = 0
 

@@ -1,8 +1,7 @@
-"""Segmenter, incremental classifier, and what teaches beside them: FMWISS's teacher, WILSON's localizer and PAMR."""
+"""Segmenter, incremental classifier, and what teaches beside them: FMWISS's teacher and WILSON's localizer."""
 
 from fmwiss.models.classifier import IncrementalClassifier
 from fmwiss.models.localizer import Localizer
-from fmwiss.models.pamr import pixel_affinity, refine_masks
 from fmwiss.models.segmenter import (
     Architecture,
     Segmenter,
@@ -23,6 +22,4 @@ __all__ = [
     "finished_steps",
     "last_step",
     "load_segmenter",
-    "pixel_affinity",
-    "refine_masks",
 ]

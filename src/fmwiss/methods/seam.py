@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fmwiss.config import OfflineConfig
+from fmwiss.config import ActivationMapConfig, OfflineConfig
 from fmwiss.data.batches import Batch
 from fmwiss.losses.equivariance import (
     SMALLEST,
@@ -54,18 +54,36 @@ class SEAMLocator(Locator):
     def maps(self, images: Tensor) -> Tensor:
         return self.views(images)[1][:, 1:]
 
-    def views(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Class activation maps ``(B, |C_t|, h, w)`` and refined maps, background first, ``(B, 1 + |C_t|, h, w)``."""
+    def compare(self, maps: Tensor) -> tuple[Tensor, Tensor | float]:
+        """As published: refined maps, which are means over many places, are scaled by their smallest value, too."""
+        assert isinstance(self.options, ActivationMapConfig)
+        return normalised(maps[None])[0], self.options.background_score
+
+    def views(self, images: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Class activation maps, and what the pixel correlation module makes of them.
+
+        Args:
+            images: ``(B, 3, H, W)`` in [0, 1].
+            valid: ``(B, S, S)`` bool, the pixels of square crops that are no padding; None: all.
+
+        Returns:
+            Maps ``(B, |C_t|, h, w)``, refined maps with the background first, ``(B, 1 + |C_t|, h, w)``, and ``(B, 1, h,
+            w)`` bool, where they count.
+        """
         low, middle, last = self.student.encode_stages(images)[-3:]
         scores = self.classifier(self.dropout(last))
+        if valid is None:
+            inside = torch.ones_like(scores[:, :1], dtype=torch.bool)
+        else:
+            inside = thin(valid, valid.shape[-1] / scores.shape[-1])[:, None]
         with torch.no_grad():
-            positive = scores.float().relu()
+            positive = scores.float().relu() * inside
             largest = positive.amax(dim=(2, 3), keepdim=True) + SMALLEST
             own = only_largest(with_background((positive - SMALLEST).relu() / largest))
         size = scores.shape[-2:]
         parts = [images, self.low(low.detach()).relu(), self.middle(middle.detach()).relu()]
         resized = [F.interpolate(part, size=size, mode="bilinear", align_corners=False) for part in parts]
-        return scores, correlate(own, self.embedding(torch.cat(resized, dim=1)))
+        return scores, correlate(own, self.embedding(torch.cat(resized, dim=1)), inside), inside
 
     def training_step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         assert batch.tags is not None
@@ -74,26 +92,26 @@ class SEAMLocator(Locator):
         grid = small.shape[-2:]
         tagged = tags[:, :, None, None].to(batch.image.dtype)
         labelled = torch.cat([torch.ones_like(tagged[:, :1]), tagged], dim=1)
-        inside = F.interpolate(batch.valid[:, None].to(batch.image.dtype), size=grid, mode="nearest")
+        inside = F.interpolate(batch.valid[:, None].to(batch.image.dtype), size=grid, mode="nearest") > 0
 
         own, refined, pooled, dark = [], [], [], []
         for images in (batch.image, small):
-            scores, better = self.views(images)
-            valid = thin(batch.valid, batch.image.shape[-1] / scores.shape[-1])[:, None]
+            scores, better, valid = self.views(images, batch.valid)
             pooled.append(self.tag_loss(masked_mean(scores.float(), valid), tags))
             maps, better = (
-                F.interpolate(part.float(), size=grid, mode="bilinear", align_corners=False) * inside
+                F.interpolate(part.float(), size=grid, mode="bilinear", align_corners=False)
                 for part in (scores, better)
             )
-            dark.append(dark_loss(better[:, 1:] * tagged))
-            own.append(normalised(maps) * tagged)
-            refined.append(normalised(better) * labelled)
+            dark.append(dark_loss(better[:, 1:] * tagged, inside))
+            own.append(normalised(maps, inside) * tagged)
+            refined.append(normalised(better, inside) * labelled)
         complete = [with_background(maps) for maps in own]
         return {
             "tags": (pooled[0] + pooled[1]) / 2,
             "dark": (dark[0] + dark[1]) / 2,
-            "er": equivariance_loss(own[0], own[1]),
-            "ecr": cross_refinement_loss(refined[0], complete[1]) + cross_refinement_loss(refined[1], complete[0]),
+            "er": equivariance_loss(own[0], own[1], inside),
+            "ecr": cross_refinement_loss(refined[0], complete[1], inside)
+            + cross_refinement_loss(refined[1], complete[0], inside),
         }
 
 
@@ -103,7 +121,7 @@ class SEAM(Offline):
     locator_class = SEAMLocator
 
 
-def correlate(maps: Tensor, embedding: Tensor) -> Tensor:
+def correlate(maps: Tensor, embedding: Tensor, inside: Tensor) -> Tensor:
     """The pixel correlation module: every place takes the maps of the places that it is like.
 
     Likeness is the positive part of the embeddings' cosine, divided by its sum over the places taken from.
@@ -111,8 +129,9 @@ def correlate(maps: Tensor, embedding: Tensor) -> Tensor:
     Args:
         maps: ``(B, C, h, w)``.
         embedding: ``(B, D, h, w)``.
+        inside: ``(B, 1, h, w)`` bool, the places that may be taken from.
     """
     unit = F.normalize(embedding.float().flatten(2), dim=1)
-    likeness = (unit.transpose(1, 2) @ unit).relu()
+    likeness = (unit.transpose(1, 2) @ unit).relu() * inside.flatten(2).transpose(1, 2)
     likeness = likeness / (likeness.sum(dim=1, keepdim=True) + SMALLEST)
     return (maps.flatten(2) @ likeness).view_as(maps)

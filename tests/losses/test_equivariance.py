@@ -17,7 +17,6 @@ from fmwiss.losses.equivariance import (
     with_background,
 )
 
-
 WHOLE = torch.ones(2, 1, 4, 5, dtype=torch.bool)
 
 

@@ -303,7 +303,12 @@ def test_masks_that_are_there_are_not_made_again(
     with pytest.raises(UserError, match=r"background_score = 0.2 but 0.5"):
         train(configure(experiment, method={**method, "background_score": 0.5}), tiny_voc, None, out)
     monkeypatch.setattr("fmwiss.methods.cam.CAMLocator.training_step", _interrupt)
+    time_file = out / "step1/locator/time.json"
+    assert 0 < json.loads(time_file.read_text())["seconds"] < 600
+    time_file.write_text('{"seconds": 7200.0}')
     assert list(train(config, tiny_voc, None, out)) == [1]
+    minutes = json.loads((out / "step1/evaluation.json").read_text())["minutes"]
+    assert 120 <= minutes["preparation"] < 125 and minutes["all"] > 120  # the interrupted process counts
     assert {path.name: path.read_bytes() for path in (out / "step1/locator/masks").iterdir()} == before
 
 

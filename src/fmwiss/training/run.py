@@ -55,6 +55,7 @@ from fmwiss.training.loop import Loop
 BANK = "memory_bank.safetensors"
 TAGS = "tags.json"
 LOCATOR = "locator"
+LOCATOR_TIME = "time.json"
 REPORT = "report.html"
 
 
@@ -148,6 +149,8 @@ class _Run:
         options = self.config.data
         method_class(self.config.method).check(self.config.method, self.config)
         self.transform = JointTransform(options.crop_size, options.resize, options.scale, options.flip)
+        self._seconds_before = 0.0
+        """What processes that were interrupted spent on the present step's locator."""
 
     def open(self) -> None:
         """Check that what was begun here was begun with the same configuration, and write the one given.
@@ -213,6 +216,7 @@ class _Run:
     def do_step(self, t: int) -> Evaluation:
         """Train step ``t``, write its model, and evaluate it."""
         started = time.monotonic()
+        self._seconds_before = 0.0
         if self.fabric.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.fabric.device)
         training, folder = self.config.training, self.folder / f"step{t}"
@@ -253,7 +257,7 @@ class _Run:
             pictures = self._training_pictures(t, method, dataset, chosen, tags, options)
             self._write_gallery(t, shown, pictures)
             seconds = {
-                "preparation": prepared - started,
+                "preparation": prepared - started + self._seconds_before,
                 "training": training_seconds,
                 "finishing": time.monotonic() - trained,
             }
@@ -431,17 +435,28 @@ class _Run:
         masks = LocatedMasks(folder / "masks", new)
         missing = masks.missing(ids)
         self.fabric.barrier()  # every process has looked before the first one writes
+        begun = time.monotonic()
         if missing:
             saliency = self._saliency(folder / "saliency", ids) if locator.learns_from_saliency else None
             dataset = WeakDataset(self.source, ids, tags, new, self.transform, seed, None, None, saliency)
-            self._loop(t, locator.options.locator, folder, f"step {t}, locator").run(locator, dataset, len(ids))
+            prepared = time.monotonic()
+            loop = self._loop(t, locator.options.locator, folder, f"step {t}, locator")
+            trained_before = loop.run(locator, dataset, len(ids)) - (time.monotonic() - prepared)
             locator.eval()
+            self._share_buffers(locator)
             mine = missing[self.fabric.global_rank :: self.fabric.world_size]
             for image_id in track(mine, "locating"):
                 image = locator.student.to_working_size(self.source.read_image(image_id))
                 tagged = [place for place, name in enumerate(new) if name in tags[image_id]]
                 masks.write(image_id, locator.labels(image, tagged).cpu())
         self.fabric.barrier()
+        spent = time.monotonic() - begun
+        if missing and self.fabric.is_global_zero:
+            _write_json(folder / LOCATOR_TIME, {"seconds": round(spent + trained_before, 1)})
+        self.fabric.barrier()
+        if (folder / LOCATOR_TIME).is_file():
+            kept = json.loads((folder / LOCATOR_TIME).read_text(encoding="utf-8"))
+            self._seconds_before = float(kept["seconds"]) - spent
         if self.fabric.is_global_zero:
             shutil.rmtree(folder / "state", ignore_errors=True)
         return masks
@@ -531,15 +546,18 @@ class _Run:
                 image = self.source.read_image(tagged[index])
                 bank.add(name, image, student.predict(image).cpu() == label, options.min_area)
 
+    def _share_buffers(self, model: torch.nn.Module) -> None:
+        """Every process has batch norm statistics of its own photographs; the first one's are those that are saved."""
+        if self.fabric.world_size > 1:
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
     def _evaluate(
         self, student: Segmenter, ids: Sequence[str] | None = None, observe: Observer | None = None
     ) -> Evaluation:
         """Evaluate on the validation split, or on some of its photographs; every process does its share."""
         options = self.config.evaluation
-        if self.fabric.world_size > 1:
-            # every process has batch norm statistics of its own photographs; the first one's are those that are saved
-            for buffer in student.buffers():
-                torch.distributed.broadcast(buffer, src=0)
+        self._share_buffers(student)
         with self.fabric.autocast() if self.fabric.device.type == "cuda" else nullcontext():
             return evaluate(
                 student,

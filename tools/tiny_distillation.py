@@ -16,12 +16,8 @@ from torch.nn import functional as F
 from fmwiss.reporting.progress import track
 from tiny_scenes import save_half
 
-SIDE, STRIDE = 80, 8
-"""Pixels of a view, and of one of its places, each way."""
-PLACES = 1536
-"""Places of a mini-batch that are compared."""
-
-
+STRIDE = 8
+"""Pixels of a place of a view, each way."""
 
 
 class Projector(nn.Module):

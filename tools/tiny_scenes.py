@@ -85,9 +85,14 @@ def views(
     theta[:, 0, 2], theta[:, 1, 2] = (2 * left + width) / SIZE - 1, (2 * top + height) / SIZE - 1
     grid = F.affine_grid(theta, [count, 3, side, side], align_corners=False)
     images = F.grid_sample(scenes.images[chosen].float() / 255, grid, padding_mode="border", align_corners=False)
+    return recoloured(images, generator), theta
+
+
+def recoloured(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Another saturation, hue, contrast and light, as photographs of one thing differ: ``(B, 3, H, W)`` in [0, 1]."""
 
     def factor(low: float, high: float) -> Tensor:
-        return uniform(low, high).view(-1, 1, 1, 1)
+        return (low + (high - low) * torch.rand(len(images), generator=generator)).view(-1, 1, 1, 1)
 
     grey = images.mean(1, keepdim=True)
     saturation = torch.where(factor(0, 1) < 0.15, 0.0, factor(0.5, 1.5))
@@ -95,7 +100,7 @@ def views(
     # a turn of the hue by exchanging some of one channel for another
     images = images + factor(0, 0.5) * (factor(0, 1) < 0.5) * (images.roll(1, 1) - images)
     middle = images.mean((1, 2, 3), keepdim=True)
-    return (middle + (images - middle) * factor(0.6, 1.4)) * factor(0.7, 1.3), theta
+    return (middle + (images - middle) * factor(0.6, 1.4)) * factor(0.7, 1.3)
 
 
 def distorted(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -2,16 +2,17 @@
 
     python tools/train_tiny_cnn.py src/fmwiss/foundation/tiny/resnet_emoji.safetensors
 
-Two views of a scene, half of them in other colours; the student sees one, the teacher, its moving average, the other.
-Each place of the student's view has to find the place of the teacher's view that shows the same among those of other
-scenes, and so has the whole view (as MoCo v3 does, Chen et al., 2021, and DenseCL, Wang et al., 2021, for places).
-Places count that have other colours than their view has on average: there objects are, more often than not. The
-teacher's weights are kept.
+Two small views around one place of a scene; places with other colours than their scene has on average are drawn more
+often, for objects are there more often than not. Around the middle of each view stands another scene, for each one
+another: what the views have in common is the thing in the middle, not its surroundings. The student has to find the
+answer of its moving average to the other view among those to other scenes' views (as MoCo v3 does, Chen et al., 2021).
+The moving average is kept.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import timm
@@ -20,102 +21,167 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fmwiss.foundation.tiny import RESNET
-from tiny_distillation import PLACES, SIDE, STRIDE, Projector, distil, of_the_other_view
-from tiny_scenes import counterparts, distorted, normalised, render_scenes, views
+from tiny_distillation import STRIDE, Projector, distil, of_the_other_view
+from tiny_scenes import SIZE, Scenes, distorted, normalised, recoloured, render_scenes
+
+SIDE = 40
+"""Pixels of a view, each way."""
 
 
 class Network(nn.Module):
-    """Encoder and projectors."""
+    """Encoder and projector."""
+
+    weights: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.encoder = timm.create_model(RESNET, num_classes=0, output_stride=STRIDE)
         self.projector = Projector(self.encoder.num_features)
-        self.place_projector = Projector(self.encoder.num_features)
+        self.register_buffer("weights", central_weights(SIDE // STRIDE), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """``(B, 3, H, W)`` -> ``(B, D, h, w)``."""
-        return self.encoder.forward_features(images)
+        """``(B, 3, 40, 40)`` -> ``(B, D)`` of length one."""
+        return self.projector((self.encoder.forward_features(images).float() * self.weights).sum((2, 3)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--scenes", type=int, default=10000)
-    parser.add_argument("--iterations", type=int, default=4000)
-    parser.add_argument("--batch-size", type=int, default=48)
-    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    parser.add_argument("--scene-seed", type=int, default=2000)
+    parser.add_argument("--iterations", type=int, default=7000)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--momentum", type=float, default=0.99, help="of the teacher, at the first iteration")
-    parser.add_argument("--seed", type=int, default=3000)
+    parser.add_argument("--distorted", type=float, default=0.3, help="share of the views in strongly other colours")
+    parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
-    scenes = render_scenes(arguments.scenes, arguments.seed)
+    scenes = Salient.of(render_scenes(arguments.scenes, arguments.scene_seed))
     torch.manual_seed(arguments.seed)
     generator = torch.Generator().manual_seed(arguments.seed)
+    scene = torch.arange(arguments.batch_size).repeat(2)
 
     def losses(student: nn.Module, teacher: nn.Module, progress: float) -> dict[str, Tensor]:
         chosen = torch.randint(arguments.scenes, (arguments.batch_size,), generator=generator)
-        pair = [views(scenes, chosen, SIDE, (0.25, 1.0), generator) for _ in range(2)]
-        return _losses(student, teacher, pair, generator)
+        places = scenes.draw(chosen, generator)
+        images = torch.cat([central_views(scenes, chosen, places, generator) for _ in range(2)])
+        odd = torch.rand(len(images), 1, 1, 1, generator=generator) < arguments.distorted
+        images = normalised(torch.where(odd, distorted(images, generator), images))
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                answers = teacher(images)
+            mine = student(images)
+        return {"image": contrast(mine, of_the_other_view(answers), scene)}
 
     student = Network().to(memory_format=torch.channels_last)
     distil(student, losses, arguments.out, arguments.iterations, arguments.learning_rate, arguments.momentum)
 
 
-def _losses(
-    student: nn.Module, teacher: nn.Module, pair: list[tuple[Tensor, Tensor]], generator: torch.Generator
-) -> dict[str, Tensor]:
-    images = torch.cat([view for view, _ in pair])
-    salience = colour_contrast(images)
-    scene = torch.arange(len(pair[0][0])).repeat(2)
-    recoloured = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
-    images = torch.where(recoloured, distorted(images, generator), images)
-    images = normalised(images).contiguous(memory_format=torch.channels_last)
-    mine = torch.cat([where for _, where in pair])
-    there, inside = counterparts(mine, of_the_other_view(mine), salience.shape[-2:])
-    drawn = draw_places(salience, inside, PLACES // len(images), generator)
-    with torch.autocast("cpu", torch.bfloat16):
-        with torch.no_grad():
-            features = teacher(images)
-            wholes = teacher.projector(pooled(features, salience))
-            places = F.grid_sample(of_the_other_view(features).float(), there, align_corners=False)
-            places = teacher.place_projector(places.permute(0, 2, 3, 1).flatten(0, 2)[drawn])
-        features = student(images)
-        whole = student.projector(pooled(features, salience))
-        place = student.place_projector(features.permute(0, 2, 3, 1).flatten(0, 2)[drawn])
-    owner = scene[drawn // salience[0].numel()]
-    return {"image": contrast(whole, of_the_other_view(wholes), scene), "places": contrast(place, places, owner)}
+@dataclass(frozen=True)
+class Salient:
+    """Scenes, and how much their places stand out.
+
+    Attributes:
+        scenes: N scenes.
+        inside: ``(N, L)`` bool, which of the L squares of ``STRIDE`` pixels, row by row, lie in the scene.
+        salience: ``(N, L)``, squared distance of a square's colour from the scene's mean; 0 outside.
+    """
+
+    scenes: Scenes
+    inside: Tensor
+    salience: Tensor
+
+    @classmethod
+    def of(cls, scenes: Scenes) -> Salient:
+        """Measure scenes."""
+        colours = torch.cat([F.avg_pool2d(images.float() / 255, STRIDE) for images in scenes.images.split(200)])
+        rows, columns = (scenes.sizes // STRIDE).unbind(1)
+        squares = torch.arange(SIZE // STRIDE)
+        inside = (squares < rows[:, None])[:, :, None] & (squares < columns[:, None])[:, None]
+        mean = (colours * inside[:, None]).sum((2, 3)) / inside.sum((1, 2))[:, None]
+        salience = ((colours - mean[:, :, None, None]).norm(dim=1) * inside).square()
+        return cls(scenes, inside.flatten(1), salience.flatten(1))
+
+    def draw(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
+        """A square of each chosen scene, drawn by its salience: ``(B, 2)``, x and y of its middle in pixels."""
+        return middles(torch.multinomial(self.salience[chosen] + 1e-9, 1, generator=generator)[:, 0])
+
+    def draw_ground(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
+        """A square of each chosen scene, drawn by how little it stands out: ``(B, 2)``."""
+        salience = self.salience[chosen]
+        weights = self.inside[chosen] / (salience + 0.2 * salience.mean(1, keepdim=True))
+        return middles(torch.multinomial(weights, 1, generator=generator)[:, 0])
 
 
-def colour_contrast(images: Tensor) -> Tensor:
-    """How far the colour of every place is from the mean of its view: ``(B, 3, H, W)`` -> ``(B, h, w)``."""
-    colours = F.avg_pool2d(images, STRIDE)
-    return (colours - colours.mean((2, 3), keepdim=True)).norm(dim=1)
+def middles(squares: Tensor) -> Tensor:
+    """Squares by number -> ``(B, 2)``, x and y of their middles in pixels."""
+    across = SIZE // STRIDE
+    return torch.stack((squares % across, squares // across), dim=1) * STRIDE + STRIDE / 2
 
 
-def draw_places(salience: Tensor, inside: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Draw places of every view without replacement, with weights that are the square of their salience.
+def central_views(salient: Salient, chosen: Tensor, places: Tensor, generator: torch.Generator) -> Tensor:
+    """Views of what is at a place of each chosen scene, in surroundings from others.
 
     Args:
-        salience: ``(B, h, w)``, not negative.
-        inside: ``(B, h, w)`` bool, which places may be drawn.
-        count: places of a view; one with fewer gives all that it has.
+        chosen: ``(B,)``.
+        places: ``(B, 2)``, x and y in pixels.
 
     Returns:
-        Flat indices into ``(B, h, w)``.
+        ``(B, 3, 40, 40)``, about in [0, 1].
     """
-    # the largest of log-weights and Gumbel noise are such a draw
-    noise = -torch.rand(salience.shape, generator=generator).clamp(1e-6, 1 - 1e-6).log()
-    lots = (2 * (salience + 1e-3).log() - noise.log()).masked_fill(~inside, -torch.inf).flatten(1)
-    best, index = lots.topk(min(count, lots.shape[1]), dim=1)
-    flat = index + torch.arange(len(lots))[:, None] * lots.shape[1]
-    return flat[best.isfinite()]
+    count = len(chosen)
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(count, generator=generator)
+
+    size = uniform(40, 72)
+    shift = torch.stack((uniform(-0.12, 0.12), uniform(-0.12, 0.12)), dim=1)
+    images = cut_out(salient.scenes, chosen, places + shift * size[:, None], size, generator)
+    others = torch.randint(len(salient.salience), (count,), generator=generator)
+    size = uniform(40, 90)
+    ground = cut_out(salient.scenes, others, salient.draw_ground(others, generator), size, generator)
+    radius, stretch = uniform(0.6, 1.1).view(-1, 1, 1), uniform(0.75, 1.33).view(-1, 1, 1)
+    y, x = coordinates(SIDE)
+    distance = ((x * stretch) ** 2 + (y / stretch) ** 2).sqrt()
+    shown = ((radius - distance) / 0.15 + 0.5).clamp(0, 1)[:, None]
+    return recoloured(images * shown + ground * (1 - shown), generator)
 
 
-def pooled(features: Tensor, salience: Tensor) -> Tensor:
-    """Mean of ``(B, D, h, w)`` features, weighted by salience ``(B, h, w)``: ``(B, D)``."""
-    weights = salience / salience.sum((1, 2), keepdim=True).clamp(min=1e-6)
-    return torch.einsum("bdhw,bhw->bd", features.float(), weights)
+def cut_out(scenes: Scenes, chosen: Tensor, middle: Tensor, size: Tensor, generator: torch.Generator) -> Tensor:
+    """Squares of scenes, as far moved as need be to lie inside, every second one mirrored.
+
+    Args:
+        chosen: ``(B,)``.
+        middle: ``(B, 2)``, x and y in pixels.
+        size: ``(B,)``, pixels.
+
+    Returns:
+        ``(B, 3, 40, 40)`` in [0, 1].
+    """
+    half = size[:, None] / 2
+    middle = torch.maximum(torch.minimum(middle, scenes.sizes[chosen].flip(1) - half), half)
+    mirror = torch.where(torch.rand(len(chosen), generator=generator) < 0.5, -1.0, 1.0)
+    theta = torch.zeros(len(chosen), 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = mirror * size / SIZE, size / SIZE
+    theta[:, :, 2] = 2 * middle / SIZE - 1
+    grid = F.affine_grid(theta, [len(chosen), 3, SIDE, SIDE], align_corners=False)
+    return F.grid_sample(scenes.images[chosen].float() / 255, grid, padding_mode="border", align_corners=False)
+
+
+def coordinates(side: int) -> tuple[Tensor, Tensor]:
+    """y and x from -1 to 1, ``(side, side)`` each."""
+    line = torch.linspace(-1, 1, side)
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    return y, x
+
+
+def central_weights(places: int) -> Tensor:
+    """How much every place counts for a view: the middle most; ``(places, places)`` to a sum of 1."""
+    y, x = coordinates(SIDE)
+    weights = F.adaptive_avg_pool2d((1.3 - (x**2 + y**2)).clamp(0, 1)[None], places)[0]
+    return weights / weights.sum()
 
 
 def contrast(mine: Tensor, theirs: Tensor, scene: Tensor, temperature: float = 0.1) -> Tensor:

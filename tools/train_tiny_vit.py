@@ -25,8 +25,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fmwiss.foundation.tiny import VIT
-from tiny_distillation import PLACES, SIDE, STRIDE, Projector, distil, of_the_other_view
+from tiny_distillation import STRIDE, Projector, distil, of_the_other_view
 from tiny_scenes import counterparts, normalised, render_scenes, views
+
+SIDE = 80
+"""Pixels of a view, each way."""
+PLACES = 1536
+"""Places of a mini-batch that are compared."""
 
 
 class Head(Projector):

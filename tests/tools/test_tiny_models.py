@@ -11,11 +11,12 @@ import timm
 import torch
 from torch.nn import functional as F
 
+import train_tiny_cnn
 from fmwiss.foundation.self_supervised import TimmViT
 from fmwiss.foundation.tiny import VIT
 from tiny_scenes import SIZE, Scenes, counterparts, distorted, views
 from train_tiny_clip import contrastive_loss
-from train_tiny_cnn import colour_contrast, contrast, draw_places, pooled
+from train_tiny_cnn import SIDE, Salient, central_views, central_weights, contrast, cut_out
 from train_tiny_vit import Network, balanced, block_masks, cross_entropy, likeness, start_from_likeness, tie
 
 
@@ -148,29 +149,70 @@ def test_contrast_by_hand():
     assert contrast(mine, theirs, scene).item() == pytest.approx(sum(wanted) / 3, rel=1e-5)
 
 
-def test_places_are_drawn_by_the_square_of_their_salience():
-    salience = torch.tensor([0.1, 0.2, 0.4, 0.8]).view(1, 2, 2).expand(4000, 2, 2)
-    inside = torch.tensor([True, True, True, False]).view(1, 2, 2).expand(4000, 2, 2)
-    generator = torch.Generator().manual_seed(0)
-    drawn = draw_places(salience, inside, 1, generator)
-    assert (drawn // 4).tolist() == list(range(4000))
-    shares = (drawn % 4).bincount(minlength=4) / 4000
-    assert torch.allclose(shares, torch.tensor([1.0, 4.0, 16.0, 0.0]) / 21, atol=0.03)
-    assert len(draw_places(salience, inside, 4, generator)) == 3 * 4000
+def square_scenes(count: int) -> Scenes:
+    """Scenes of 80 x 160 pixels, grey but for one square of 8 pixels in a colour that says which scene it is."""
+    images = torch.full((count, 3, SIZE, SIZE), 100, dtype=torch.uint8)
+    images[:, :, 80:] = 0  # outside
+    for number in range(count):
+        images[number, :, 32:40, 64:72] = torch.tensor([250, 10 * number, 0])[:, None, None].to(torch.uint8)
+    return Scenes(images, torch.tensor([[80, 160]]).expand(count, 2), [["cat"]] * count)
 
 
-def test_what_stands_out_in_colour_counts_more():
-    images = torch.zeros(1, 3, 16, 16)
-    images[..., :8, :8] = 0.8
-    salience = colour_contrast(images)
-    assert torch.allclose(salience[0] / salience[0, 1, 1], torch.tensor([[3.0, 1.0], [1.0, 1.0]]))
-    features = torch.tensor([[6.0, 0.0], [0.0, 12.0]]).view(1, 1, 2, 2)
-    assert pooled(features, salience).item() == pytest.approx((3 * 6 + 12) / 6)
+def test_what_stands_out_in_colour_is_drawn():
+    scenes = Salient.of(square_scenes(4))
+    assert scenes.inside.sum(1).tolist() == [10 * 20] * 4
+    assert scenes.salience.argmax(1).tolist() == [4 * 20 + 8] * 4 and (scenes.salience[~scenes.inside] == 0).all()
+    chosen, generator = torch.arange(4).repeat(500), torch.Generator().manual_seed(0)
+    drawn = scenes.draw(chosen, generator)
+    assert (drawn == torch.tensor([68.0, 36.0])).all(1).float().mean() > 0.9
+    ground = scenes.draw_ground(chosen, generator)
+    assert (ground == torch.tensor([68.0, 36.0])).all(1).float().mean() < 0.01
+    assert (ground[:, 1] < 80).all() and ground.unique(dim=0).shape[0] > 150
+
+
+def test_salience_against_a_loop():
+    scenes = square_scenes(1)
+    pixels = scenes.images[0, :, :80].float() / 255
+    mean = pixels.mean((1, 2))
+    salience = Salient.of(scenes).salience[0].view(20, 20)
+    for row, column in ((4, 8), (0, 0), (9, 19)):
+        colour = pixels[:, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8].mean((1, 2))
+        assert salience[row, column].item() == pytest.approx(float(((colour - mean) ** 2).sum()), rel=1e-4)
+
+
+def test_a_view_has_the_place_in_its_middle_and_another_scene_around_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(train_tiny_cnn, "recoloured", lambda images, generator: images)
+    images = torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8)
+    images[0, 0], images[1, 1] = 200, 100  # one red, one green
+    salient = Salient.of(Scenes(images, torch.full((2, 2), SIZE), [["cat"], ["dog"]]))
+    chosen = torch.zeros(64, dtype=torch.long)
+    found = central_views(salient, chosen, torch.full((64, 2), 80.0), torch.Generator().manual_seed(0))
+    assert found.shape == (64, 3, SIDE, SIDE)
+    assert torch.allclose(found[:, 0, 18:22, 18:22], torch.tensor(200 / 255))
+    corner = found[:, :2, 0, 0]
+    green = corner[:, 1] > 0.3
+    assert 0.3 < green.float().mean() < 0.7  # the other scene is drawn among both
+    assert torch.allclose(corner[~green], torch.tensor([200 / 255, 0.0]))
+
+
+def test_cut_outs_stay_inside_their_scenes(coordinates: Scenes):
+    chosen, generator = torch.tensor([0, 1]).repeat(20), torch.Generator().manual_seed(0)
+    corners = torch.tensor([[0.0, 0.0], [160.0, 160.0]]).repeat_interleave(20, 0)
+    found = cut_out(coordinates, chosen, corners, torch.full((40,), 40.0), generator) * 255
+    x, y = found[:, 0], found[:, 1]
+    assert torch.allclose(x.mean((1, 2))[:20], torch.tensor(19.5), atol=0.1)
+    assert torch.allclose(y.mean((1, 2))[20::2], torch.tensor(119.5 - 20), atol=0.1)
+    mirrored = x[:, 0, 0] > x[:, 0, -1]
+    assert mirrored.any() and not mirrored.all() and (y[:, 0] < y[:, -1]).all()
+
+
+def test_the_middle_counts_most():
+    weights = central_weights(5)
+    assert weights.sum().item() == pytest.approx(1) and weights[2, 2] == weights.max() and weights[0, 0] < weights[0, 2]
 
 
 def test_the_programs_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     import train_tiny_clip
-    import train_tiny_cnn
     import train_tiny_vit
 
     for program in (train_tiny_clip, train_tiny_cnn, train_tiny_vit):

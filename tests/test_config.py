@@ -288,6 +288,7 @@ def test_methods_of_one_protocol_share_everything_that_a_base_depends_on() -> No
         ("copy_paste.bank_size=7", True),
         ("training.steps.epochs=3", True),
         ("segmenter.classifier_init=plain", True),
+        ("segmenter.class_prior=0.02", False),
         ("protocol.steps=[[cat, dog], [sofa]]", True),
         ("protocol.steps=[[dog, cat], [sheep]]", False),
         ("training.seed=1", False),

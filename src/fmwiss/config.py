@@ -81,6 +81,10 @@ class SegmenterConfig(_Section):
         "background", description="how a new class's classifier starts: from the background's weights as in MiB, "
         "or from the layer's own random initialisation"
     )
+    class_prior: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="share of the pixels that a class which is to be learnt has at the start, by the bias of its "
+        "output (RetinaNet), in step 0, in plain new classifiers and in FMWISS's teacher; null: the layer's own bias"
+    )
 
 
 class OptimizationConfig(_Section):

@@ -690,3 +690,11 @@ def test_guidance_at_the_resolution_of_features() -> None:
     truth = Guidance.of(batch, 70 / 5)
     assert truth.pseudo.nonzero().tolist() == [[0, 0, 0, 4]]
     assert not truth.pasted.any()
+
+
+def test_the_teacher_can_start_with_rare_classes(build: Callable[..., FMWISS]) -> None:
+    method = build()
+    background = method.teacher.classifier.bias[0].item()
+    method.start_rare(0.02)
+    bias = method.teacher.classifier.bias
+    assert bias[1:].sigmoid().tolist() == pytest.approx([0.02] * (len(bias) - 1)) and bias[0].item() == background

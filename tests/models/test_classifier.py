@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fmwiss.models import IncrementalClassifier
+from fmwiss.models.classifier import start_rare
 
 
 @pytest.fixture
@@ -85,3 +86,16 @@ def test_new_weights_are_parameters_of_their_own(classifier: IncrementalClassifi
     assert classifier.steps[0].weight.equal(old)
     assert all(parameter.requires_grad for parameter in classifier.parameters())
     assert len(list(classifier.parameters())) == 4
+
+
+def test_a_class_that_starts_rare_has_its_prior_everywhere(classifier: IncrementalClassifier) -> None:
+    background, learnt = classifier.steps[0].bias[0].item(), classifier.steps[0].weight.clone()
+    start_rare(classifier.steps[0], 0.02, first=1)  # type: ignore[arg-type]
+    probabilities = classifier(torch.zeros(1, 6, 1, 1)).sigmoid().flatten()
+    assert probabilities[1:].tolist() == pytest.approx([0.02] * 3)
+    assert classifier.steps[0].bias[0].item() == background and classifier.steps[0].weight.equal(learnt)
+    classifier.add_step(2, "plain", prior=0.1)
+    assert classifier(torch.zeros(1, 6, 1, 1)).sigmoid().flatten()[4:].tolist() == pytest.approx([0.1] * 2)
+    before = classifier.steps[0].bias[0].item()
+    classifier.add_step(2, "background", prior=0.1)  # MiB's start has its own bias
+    assert classifier.steps[2].bias.tolist() == pytest.approx([before - math.log(3)] * 2)

@@ -139,6 +139,15 @@ def test_from_config_builds_what_it_says(tmp_path: Path) -> None:
     assert dropout == [0.25]
 
 
+def test_from_config_lets_classes_start_rare() -> None:
+    config = SegmenterConfig(encoder="test_efficientnet", pretrained=False, decoder_channels=8, class_prior=0.02)
+    model = Segmenter.from_config(config, ("cat", "dog"), resize=None, weights=None)
+    bias = model.classifier.steps[0].bias
+    assert bias[1:].sigmoid().tolist() == pytest.approx([0.02, 0.02]) and abs(bias[0]) < 1
+    model.add_step(("sheep",), "plain", 0.1)
+    assert model.classifier.steps[1].bias.sigmoid().tolist() == pytest.approx([0.1])
+
+
 def test_pretrained_weights_are_taken_from_the_folder(tmp_path: Path) -> None:
     import timm
 

@@ -73,6 +73,10 @@ class Method(nn.Module, ABC):
         """Modules beside the student that learn, at the heads' rate."""
         return []
 
+    def start_rare(self, prior: float) -> None:
+        """Let classes be rare at first in the outputs beside the student's; for methods that have such outputs."""
+        return
+
     def parameter_groups(self, learning_rate: float, head_rate: float) -> list[dict[str, object]]:
         """The encoder at ``learning_rate``; decoder, classifiers and extra heads at ``head_rate`` times it."""
         heads = [self.student.decoder, self.student.classifier, *self.extra_heads()]

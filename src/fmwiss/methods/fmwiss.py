@@ -14,6 +14,7 @@ from fmwiss.losses.dense_contrastive import NEGATIVE_ONLY, NOT_DRAWN
 from fmwiss.methods.base import Method
 from fmwiss.methods.guidance import Guidance, check_stride, resize_logits
 from fmwiss.models import Segmenter, Teacher
+from fmwiss.models.classifier import start_rare
 
 BACKGROUND = 0
 
@@ -58,6 +59,9 @@ class FMWISS(Method):
         ).to(memory_format=torch.channels_last)
         self.bce = PixelBCELoss()
         self.dcl = DenseContrastiveLoss(options.tau)
+
+    def start_rare(self, prior: float) -> None:
+        start_rare(self.teacher.classifier, prior, first=1)
 
     @property
     def warming_up(self) -> bool:

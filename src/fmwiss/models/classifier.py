@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -27,13 +28,15 @@ class IncrementalClassifier(nn.Module):
         """Outputs over all steps, the background included."""
         return sum(step.out_channels for step in self._convolutions())
 
-    def add_step(self, n_classes: int, init: Literal["background", "plain"]) -> None:
+    def add_step(
+        self, n_classes: int, init: Literal["background", "plain"], prior: float | None = None
+    ) -> None:
         """Append a convolution for ``n_classes`` new classes.
 
         ``background`` follows MiB (Cermelli et al., CVPR 2020, section 3.3): the new rows take the background's
         weights, and the background's bias less ``log(n_classes + 1)`` is given to them and to the background itself,
         so that under a softmax the background's old probability is shared evenly. ``plain`` keeps the layer's own
-        random initialisation.
+        random initialisation, but for the biases where a ``prior`` is given (see :func:`start_rare`).
         """
         background = self._convolutions()[0]
         new = nn.Conv2d(self.in_channels, n_classes, kernel_size=1)
@@ -44,6 +47,8 @@ class IncrementalClassifier(nn.Module):
                 new.weight.copy_(background.weight[:1].expand_as(new.weight))
                 new.bias.fill_(share)
                 background.bias[0] = share
+        elif prior is not None:
+            start_rare(new, prior)
         self.steps.append(new.to(background.weight.device))
 
     def forward(self, features: Tensor) -> Tensor:
@@ -52,3 +57,19 @@ class IncrementalClassifier(nn.Module):
 
     def _convolutions(self) -> list[nn.Conv2d]:
         return [step for step in self.steps if isinstance(step, nn.Conv2d)]
+
+
+def start_rare(layer: nn.Conv2d, prior: float, first: int = 0) -> None:
+    """Let a layer say at first, everywhere, that its classes are rare (Lin et al., ICCV 2017, section 4.1).
+
+    With a binary cross-entropy and Adam a bias needs thousands of iterations to come from 0 to where most pixels, which
+    are of other classes, want it.
+
+    Args:
+        layer: gives logits.
+        prior: the probability to begin with, in (0, 1).
+        first: the first output to change; the background before it keeps its bias.
+    """
+    assert layer.bias is not None
+    with torch.no_grad():
+        layer.bias[first:] = math.log(prior / (1 - prior))

@@ -20,7 +20,7 @@ from fmwiss.data.transforms import working_size
 from fmwiss.errors import UserError
 from fmwiss.files import write_atomically
 from fmwiss.foundation.weights import UnknownOption, load_timm
-from fmwiss.models.classifier import IncrementalClassifier
+from fmwiss.models.classifier import IncrementalClassifier, start_rare
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,10 @@ class Segmenter(nn.Module):
             steps=(classes,),
             resize=resize,
         )
-        return cls(architecture, pretrained=config.pretrained, weights=weights)
+        segmenter = cls(architecture, pretrained=config.pretrained, weights=weights)
+        if config.class_prior is not None:
+            start_rare(segmenter.classifier.steps[0], config.class_prior, first=1)
+        return segmenter
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -107,9 +110,11 @@ class Segmenter(nn.Module):
         """Channels of the encoder's last features."""
         return int(self.encoder.feature_info.channels()[-1])
 
-    def add_step(self, classes: tuple[str, ...], init: Literal["background", "plain"]) -> None:
+    def add_step(
+        self, classes: tuple[str, ...], init: Literal["background", "plain"], prior: float | None = None
+    ) -> None:
         """Grow by ``classes``; see :meth:`IncrementalClassifier.add_step`."""
-        self.classifier.add_step(len(classes), init)
+        self.classifier.add_step(len(classes), init, prior)
         self.architecture = Architecture(
             **{**asdict(self.architecture), "steps": (*self.architecture.steps, classes)}
         )

@@ -404,8 +404,11 @@ class _Run:
                 f"{previous}: has learnt {', '.join(student.class_names[1:])}, and for {self.data} step {t} needs one "
                 f"of {', '.join(self.protocol.old(t))}; give the data that the run was begun with, or another --out."
             )
-        student.add_step(self.protocol.new(t), expected.classifier_init)
-        return build_method(self.config.method, student, old_model, options.freeze_batch_norm)
+        student.add_step(self.protocol.new(t), expected.classifier_init, expected.class_prior)
+        method = build_method(self.config.method, student, old_model, options.freeze_batch_norm)
+        if expected.class_prior is not None:
+            method.start_rare(expected.class_prior)
+        return method
 
     def _mask_dataset(self, ids: list[str]) -> MaskDataset:
         table = self.protocol.label_table(0, self.source.class_names)

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from fmwiss.models import IncrementalClassifier
-from fmwiss.models.classifier import start_rare
 
 
 @pytest.fixture
@@ -90,7 +89,7 @@ def test_new_weights_are_parameters_of_their_own(classifier: IncrementalClassifi
 
 def test_a_class_that_starts_rare_has_its_prior_everywhere(classifier: IncrementalClassifier) -> None:
     background, learnt = classifier.steps[0].bias[0].item(), classifier.steps[0].weight.clone()
-    start_rare(classifier.steps[0], 0.02, first=1)  # type: ignore[arg-type]
+    classifier.start_rare(0.02)
     probabilities = classifier(torch.zeros(1, 6, 1, 1)).sigmoid().flatten()
     assert probabilities[1:].tolist() == pytest.approx([0.02] * 3)
     assert classifier.steps[0].bias[0].item() == background and classifier.steps[0].weight.equal(learnt)

@@ -51,6 +51,10 @@ class IncrementalClassifier(nn.Module):
             start_rare(new, prior)
         self.steps.append(new.to(background.weight.device))
 
+    def start_rare(self, prior: float) -> None:
+        """:func:`start_rare` for the classes of step 0; the background keeps its bias."""
+        start_rare(self._convolutions()[0], prior, first=1)
+
     def forward(self, features: Tensor) -> Tensor:
         """``(B, in_channels, h, w)`` features to ``(B, n_outputs, h, w)`` logits."""
         return torch.cat([step(features) for step in self.steps], dim=1)

@@ -20,7 +20,7 @@ from fmwiss.data.transforms import working_size
 from fmwiss.errors import UserError
 from fmwiss.files import write_atomically
 from fmwiss.foundation.weights import UnknownOption, load_timm
-from fmwiss.models.classifier import IncrementalClassifier, start_rare
+from fmwiss.models.classifier import IncrementalClassifier
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Segmenter(nn.Module):
         )
         segmenter = cls(architecture, pretrained=config.pretrained, weights=weights)
         if config.class_prior is not None:
-            start_rare(segmenter.classifier.steps[0], config.class_prior, first=1)
+            segmenter.classifier.start_rare(config.class_prior)
         return segmenter
 
     @property

@@ -256,7 +256,7 @@ def _problem(error: ValidationError, values: Mapping[str, Any]) -> str:
     place, model, value, inner = _locate(first["loc"], values)
     keys = [part for part in inner if isinstance(part, str)]
     key = ".".join(keys)
-    if first["type"] == "invalid_key" or first["loc"][-1] == "[key]":
+    if first["type"] == "invalid_key" or first["loc"][-1:] == ("[key]",):
         for part in inner[: -1 if first["type"] == "invalid_key" else -2]:
             value = value[part]
         strange = next(name for name in value if not isinstance(name, str))

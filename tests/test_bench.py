@@ -242,7 +242,6 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "seed": ({"seeds": [-1]}, "seeds is -1 but must be greater than or equal to 0"),
     "seed that is none": ({"seeds": [True]}, "seeds is True but must be an integer"),
     "seed twice": ({"seeds": [0, 0]}, "seeds is [0, 0] but must be different whole numbers"),
-    "key that is a number": ({1: "x"}, "suite.yaml: the key 1 must be text; put it into quotes"),
     "key of a group that is true": (
         {"groups": [{**SUITE["groups"][0], True: 1}]},
         ", group 15-5: the key True must be text",
@@ -291,6 +290,9 @@ def test_a_suite_that_is_no_mapping(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("[1, 2]")
     with pytest.raises(UserError, match=r"must be a YAML mapping of title, seeds and groups"):
         load_suite(tmp_path / "list.yaml")
+    (tmp_path / "number.yaml").write_text("1: x")
+    with pytest.raises(UserError, match=r"number.yaml: the key 1 must be text; put it into quotes"):
+        load_suite(tmp_path / "number.yaml")
     with pytest.raises(UserError, match=r"there is no suite file"):
         load_suite(tmp_path / "none.yaml")
 

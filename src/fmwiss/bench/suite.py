@@ -252,7 +252,8 @@ def _unique(names: Sequence[str], where: str) -> None:
 def _problem(error: ValidationError, values: Mapping[str, Any]) -> str:
     """Where a suite is wrong and how, to follow its path; an unknown key, the likelier mistake, first."""
     problems = error.errors(include_url=False)
-    first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
+    keys_first = (problem for problem in problems if problem["type"] in ("extra_forbidden", "invalid_key"))
+    first = next(keys_first, problems[0])
     place, model, value, inner = _locate(first["loc"], values)
     keys = [part for part in inner if isinstance(part, str)]
     key = ".".join(keys)

@@ -27,8 +27,8 @@ from safetensors.torch import save_file
 from fmwiss import cli
 from fmwiss.bench import worker
 from fmwiss.bench.figure import write_figure
-from fmwiss.bench.plan import FIGURES, Job, Workspace
-from fmwiss.bench.results import Summary, difference
+from fmwiss.bench.plan import FIGURES, IDENTITY, Job, Workspace
+from fmwiss.bench.results import Result, Summary, Table, TableRow, difference
 from fmwiss.bench.run import Bench, minutes_of
 from fmwiss.bench.suite import Row, Suite, choose, find_suite, load_suite, resolve
 from fmwiss.bench.tables import as_csv, as_json, as_markdown
@@ -73,6 +73,9 @@ SUITE: dict[str, Any] = {
 }
 
 
+COSEG = {"cosegmentation.source": "foundation"}
+
+
 def suite_file(folder: Path, **changes: Any) -> Path:
     """A suite beside its two experiments."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +99,8 @@ def test_the_suites_of_the_project_name_experiments_and_keys_that_there_are(path
     suite, rows = rows_of(path) if _there(path) else pytest.skip("configs/emoji is not there")
     assert suite.title and rows
     for row in rows:
-        assert row.config.method.name in row.file
+        plus = row.config.cosegmentation.name == "fmwiss-plus"
+        assert Path(row.file).stem == ("fmwiss-plus" if plus else row.config.method.name)
         if row.group.kind == "training":
             protocol = re.search(r"/(\d+-\d+)-(\w+)/", row.file)
             assert protocol and protocol.groups() == (row.config.protocol.steps, row.config.protocol.setting)
@@ -107,12 +111,25 @@ def _there(path: Path) -> bool:
 
 
 def test_the_matrix_of_methods_is_whole() -> None:
-    for name in ("voc", "voc-mini"):
+    for name in ("voc", "voc-mini", "emoji"):
         _, rows = rows_of(SUITES / f"{name}.yaml")
-        assert len({(row.file, row.config.method.name) for row in rows}) == len(rows) == 7 * 4
+        assert len({(row.file, row.config.method.name) for row in rows}) == len(rows) == 8 * 4
 
 
-@pytest.mark.parametrize("name", ["voc", "voc-mini"])
+@pytest.mark.parametrize("name", ["voc", "voc-mini", "emoji"])
+def test_a_run_with_a_curve_is_no_other_run(name: str) -> None:
+    """Rows that differ in nothing but how often they are validated would be trained twice."""
+    experiments, runs = set(), set()
+    for suite in (name, f"{name}-ablations"):
+        for row in rows_of(SUITES / f"{suite}.yaml")[1]:
+            if row.group.kind == "training":
+                training = row.config.training.model_copy(update={"validate_every": 0})
+                experiments.add(row.config.model_copy(update={"training": training}).model_dump_json())
+                runs.add(row.config.model_dump_json())
+    assert len(runs) == len(experiments)
+
+
+@pytest.mark.parametrize("name", ["voc", "voc-mini", "emoji"])
 def test_the_papers_figures_are_those_of_its_tables(name: str) -> None:
     """Each "all" is the mean over 21 labels of which the background is one that the columns do not show."""
     suite, _ = rows_of(SUITES / f"{name}.yaml")
@@ -153,6 +170,21 @@ def test_a_group_and_the_suite_give_what_entries_leave_out(tmp_path: Path) -> No
     assert suite.groups[0].kind == "training"
 
 
+def test_an_entrys_overrides_lie_over_the_groups_key_by_key(tmp_path: Path) -> None:
+    """However they are written: by key path, as mappings, or one of each."""
+    nested = {"method": {"beta": 0.7}, "training": {"steps": {"epochs": 3}}}
+    dotted = {"method.beta": 0.7, "training.steps.epochs": 3}
+    ours = {"method": {"tau": 0.2, "beta": 0.1}, "training.steps": {"batch_size": 2}}
+    for first in (ours, {"method.tau": 0.2, "method": {"beta": 0.1}, "training": {"steps": {"batch_size": 2}}}):
+        for second in (nested, dotted):
+            entry = {"name": "a", "overrides": second}
+            group = {"name": "g", "config": "fmwiss.yaml", "overrides": first, "entries": [entry]}
+            (row,) = rows_of(suite_file(tmp_path, groups=[group]))[1]
+            assert (row.config.method.tau, row.config.method.beta) == (0.2, 0.7)
+            assert (row.config.training.steps.batch_size, row.config.training.steps.epochs) == (2, 3)
+            assert row.overrides == {"method.tau": 0.2, "training.steps.batch_size": 2, **dotted}
+
+
 def test_names_choose_groups_and_entries(tmp_path: Path) -> None:
     groups = [{**SUITE["groups"][0], "name": name} for name in ("one", "two")]
     _, rows = rows_of(suite_file(tmp_path, groups=groups))
@@ -163,6 +195,16 @@ def test_names_choose_groups_and_entries(tmp_path: Path) -> None:
     assert [row.label for row in choose(rows, ["two", "WILSON"])] == ["two / WILSON"]
     with pytest.raises(UserError, match=r"--only wilson: .* the nearest is WILSON"):
         choose(rows, ["wilson"])
+
+
+def test_names_that_choose_nothing_together_are_refused(tmp_path: Path) -> None:
+    other = {"name": "two", "config": "fmwiss.yaml", "entries": [{"name": "B = 0"}]}
+    _, rows = rows_of(suite_file(tmp_path, groups=[SUITE["groups"][0], other]))
+    assert [row.label for row in choose(rows, ["two", "B = 0"])] == ["two / B = 0"]
+    with pytest.raises(UserError, match=r"--only two: has none of the entries that the other --only name"):
+        choose(rows, ["two", "WILSON"])
+    with pytest.raises(UserError, match=r"--only WILSON: is an entry of none of the groups"):
+        choose(rows, ["two", "B = 0", "WILSON"])
 
 
 def group_with(**changes: Any) -> dict[str, Any]:
@@ -198,6 +240,13 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "kind": (group_with(kind="trainings"), "kind is trainings but must be 'training' or 'pseudo-masks'"),
     "seeds": ({"seeds": "all"}, "suite.yaml: seeds is all but must be a list"),
     "seed": ({"seeds": [-1]}, "seeds is -1 but must be greater than or equal to 0"),
+    "seed that is none": ({"seeds": [True]}, "seeds is True but must be an integer"),
+    "seed twice": ({"seeds": [0, 0]}, "seeds is [0, 0] but must be different whole numbers"),
+    "key of a group that is true": (
+        {"groups": [{**SUITE["groups"][0], True: 1}]},
+        ", group 15-5: the key True must be text",
+    ),
+    "key of overrides that is nothing": (entry_with(overrides={None: 1}), "group 15-5: the key null must be text"),
     "no seeds": ({"seeds": []}, "seeds is [] but must be a longer list"),
     "percentage": (entry_with(paper={"old": 784}), "paper.old is 784 but must be less than or equal to 100"),
     "no groups": ({"groups": []}, "groups is [] but must be a longer list"),
@@ -219,6 +268,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         entry_with(overrides={"method": {"beta": 2}}),
         "entry A of group 15-5: method.beta is 2 but must be less than or equal to 1",
     ),
+    "masks that are the truth": (
+        group_with(**MASKS, entries=[{"name": "A", "config": "fmwiss.yaml"}]),
+        "entry A of group 15-5: cosegmentation.source is true-masks, which are the truth themselves",
+    ),
     "override of the seed": (entry_with(overrides={"training": {"seed": 1}}), "give the seeds under seeds"),
     "curve of nothing": (group_with(curve=True), "entry FMWISS of group 15-5: its curve needs training.validate_every"),
 }
@@ -237,6 +290,9 @@ def test_a_suite_that_is_no_mapping(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("[1, 2]")
     with pytest.raises(UserError, match=r"must be a YAML mapping of title, seeds and groups"):
         load_suite(tmp_path / "list.yaml")
+    (tmp_path / "number.yaml").write_text("1: x")
+    with pytest.raises(UserError, match=r"number.yaml: the key 1 must be text; put it into quotes"):
+        load_suite(tmp_path / "number.yaml")
     with pytest.raises(UserError, match=r"there is no suite file"):
         load_suite(tmp_path / "none.yaml")
 
@@ -378,6 +434,7 @@ def finished(tmp_path: Path, tiny_voc: Path) -> tuple[Bench, Path]:
         figures = (FIRST if job.label.endswith("FMWISS") else SECOND).get(job.seed)
         if job.kind == "training" and figures:
             pretend(job, figures, minutes=6.0 + job.seed)
+            bench.workspace.keep_identity(job)
     return bench, tmp_path / "out"
 
 
@@ -467,9 +524,28 @@ def test_the_figure_has_a_panel_for_each_table_and_curve(finished: tuple[Bench, 
     assert {(31, 119, 180), (255, 127, 14), (44, 160, 44)} <= colours  # a bar each for old, new and all
 
 
+def test_a_name_with_dollars_is_no_formula(tmp_path: Path, tiny_voc: Path) -> None:
+    entries = [{"name": r"$\frac{", "config": "fmwiss.yaml"}, {"name": "5 $ and $ 6", "config": "wilson.yaml"}]
+    groups = [{"name": r"$\nothing$", "curve": True, "overrides": {"training.validate_every": 1}, "entries": entries}]
+    bench = Bench(str(suite_file(tmp_path, groups=groups, title="$^$")), Place(tiny_voc), tmp_path / "out")
+    for job in bench.jobs:
+        pretend(job, (50.0, 20.0, 40.0))
+    bench.write()
+    assert (tmp_path / "out/results.png").is_file()
+
+
+def test_seeds_of_one_row_may_have_different_stages() -> None:
+    full = Result(0, "a", {"init": 1.0, "ceiling": 3.0}, {"init": {"sofa": 1.0}, "ceiling": {"sofa": 3.0}}, 1.0, None)
+    row = TableRow("N", "f", {}, (0, 1), (full, Result(1, "b", {"init": 2.0}, {"init": {"sofa": 2.0}}, 1.0, None)))
+    assert row.iou("ceiling") == {"sofa": Summary(3.0, None)} and row.iou("init")["sofa"].mean == 1.5
+    text = as_csv([Table("g", "", "pseudo-masks", ("init", "ceiling"), False, (row,), ())])
+    lines = {line["figure"]: line for line in csv.DictReader(text.splitlines())}
+    assert (lines["IoU ceiling, sofa"]["seed 0"], lines["IoU ceiling, sofa"]["seed 1"]) == ("3.0", "")
+
+
 def test_tables_of_pseudo_masks_show_the_stages(tmp_path: Path, tiny_voc: Path) -> None:
     entries = [{"name": f"N = {n}", "overrides": {"cosegmentation.n_seeds": n}} for n in (1, 9)]
-    group = {"name": "seeds", "kind": "pseudo-masks", "config": "fmwiss.yaml", "entries": entries}
+    group = {"name": "seeds", "kind": "pseudo-masks", "config": "fmwiss.yaml", "entries": entries, "overrides": COSEG}
     path = suite_file(tmp_path, groups=[{**group, "compare": [["N = 9", "N = 1"]]}])
     bench = Bench(str(path), Place(tiny_voc), tmp_path / "out", seeds=[0, 1])
     assert [job.kind for job in bench.jobs] == ["pseudo-masks"] * 4 and bench.jobs[0].split == "val"
@@ -498,10 +574,69 @@ def test_what_is_finished_without_the_command_that_writes_is_shown_too(finished:
 
 def test_results_of_other_defaults_are_refused(finished: tuple[Bench, Path]) -> None:
     bench, out = finished
-    config = next(job for job in bench.jobs if job.kind == "training").folder / "config.yaml"
-    config.write_text(config.read_text().replace("hard_classes: tagged", "hard_classes: all"))
+    path = next(job for job in bench.jobs if job.kind == "training").folder / IDENTITY
+    kept = path.read_text()
+    path.write_text(kept.replace('"hard_classes": "tagged"', '"hard_classes": "all"'))
     with pytest.raises(UserError, match=r"was started with method.hard_classes = all but tagged"):
         Bench(bench.name, bench.place, out)
+    path.write_text(kept.replace('"image": "whole"', '"image": "center-crop"'))
+    with pytest.raises(UserError, match=r"was started with evaluation.image = center-crop but whole"):
+        Bench(bench.name, bench.place, out)
+    path.write_text(kept.replace('"hard_classes": "tagged",', ""))  # of a version that had no such key
+    with pytest.raises(UserError, match=r"was started with method.hard_classes = null but tagged"):
+        Bench(bench.name, bench.place, out)
+    path.write_text("{")
+    with pytest.raises(UserError, match=r"identity.json: cannot be read"):
+        Bench(bench.name, bench.place, out)
+    path.unlink()
+    with pytest.raises(UserError, match=r"seed0: holds results and no identity.json"):
+        Bench(bench.name, bench.place, out)
+
+
+def test_results_of_another_precision_are_refused(finished: tuple[Bench, Path]) -> None:
+    bench, out = finished
+    with pytest.raises(UserError, match=r"was started with precision = 32-true but bf16-mixed is asked for now"):
+        Bench(bench.name, Place(bench.place.data, precision="bf16-mixed"), out)
+
+
+def test_results_of_other_files_behind_the_same_names_are_refused(tmp_path: Path, tiny_voc: Path) -> None:
+    """As EmojiSeg's of another seed: the lists are the same."""
+    data, table = Path(shutil.copytree(tiny_voc, tmp_path / "voc")), tmp_path / "tags.csv"
+    table.write_text("file,tags\n")
+    masks = {"name": "N", "kind": "pseudo-masks", "config": "fmwiss.yaml", "overrides": COSEG, "entries": [{"name": 1}]}
+    tagged = {**masks, "name": "T", "overrides": {**COSEG, "data.tags": str(table)}}
+    path, out = suite_file(tmp_path, groups=[*SUITE["groups"], masks, tagged]), tmp_path / "out"
+    bench = Bench(str(path), Place(data), out)
+    for job in bench.jobs:
+        pretend(job, (1.0, 2.0, 3.0))
+        bench.workspace.keep_identity(job)
+    Bench(str(path), Place(data), out)
+    photograph = next((data / "JPEGImages").glob("val*"))
+    mask = next((data / "SegmentationClassAug").glob("train_aug*"))
+    for file, key in ((photograph, "data.val.photographs"), (mask, "data.train_aug.masks"), (table, "tags")):
+        kept = file.read_bytes()
+        file.write_bytes(kept + b"\n")
+        with pytest.raises(UserError, match=rf"was made from other data: {key} is another one in .*voc"):
+            Bench(str(path), Place(data), out)
+        file.write_bytes(kept)
+    # pseudo masks do not depend on photographs of other lists
+    shutil.rmtree(out / "bases")
+    for run in out.glob("runs/15-5*"):
+        shutil.rmtree(run)
+    mask.write_bytes(mask.read_bytes() + b"\n")
+    Bench(str(path), Place(data), out)
+
+
+def test_pseudo_masks_of_other_defaults_are_refused(tmp_path: Path, tiny_voc: Path) -> None:
+    group = {"name": "N", "kind": "pseudo-masks", "config": "fmwiss.yaml", "overrides": COSEG, "entries": [{"name": 1}]}
+    path, out = suite_file(tmp_path, groups=[group]), tmp_path / "out"
+    bench = Bench(str(path), Place(tiny_voc), out)
+    (job,) = bench.jobs
+    pretend(job, (1.0, 2.0, 3.0))
+    bench.workspace.keep_identity(job)
+    (job.folder / IDENTITY).write_text((job.folder / IDENTITY).read_text().replace('"k": 70.0', '"k": 80.0'))
+    with pytest.raises(UserError, match=r"seed0 was started with cosegmentation.k = 80.0 but 70.0 is asked for now"):
+        Bench(str(path), Place(tiny_voc), out)
 
 
 def test_a_broken_result_is_told(finished: tuple[Bench, Path]) -> None:
@@ -595,6 +730,30 @@ def test_one_failure_does_not_lose_the_others(tmp_path: Path, tiny_voc: Path, pr
     assert pretending.done[:2] == ["15-5 / FMWISS, seed 0", "15-5 / base model, seed 1"]
 
 
+def test_tables_that_cannot_be_written_stop_no_run_and_hide_no_failure(
+    tmp_path: Path, tiny_voc: Path, pretending: type[Pretending], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("no such glyph")
+
+    monkeypatch.setattr("fmwiss.bench.figure.write_figure", broken)
+    pretending.problems = {"15-5 / FMWISS, seed 0": "the disk is full"}
+    said: list[str] = []
+    with pytest.raises(ValueError, match="glyph"):
+        Bench(str(suite_file(tmp_path, seeds=[0, 1])), Place(tiny_voc), tmp_path / "out").run(said.append)
+    assert len(pretending.done) == 6
+    assert said.count("the tables could not be written: ValueError: no such glyph") == 3
+    assert said[-1] == "failed: 15-5 / FMWISS, seed 0: the disk is full."
+
+
+def test_what_a_run_would_refuse_is_refused_before_the_first(tmp_path: Path, tiny_voc: Path) -> None:
+    entries = [{"name": "a"}, {"name": "b", "overrides": {"method.loss_stride": 7}}]
+    path = suite_file(tmp_path, groups=[{"name": "g", "config": "fmwiss.yaml", "entries": entries}])
+    with pytest.raises(UserError, match=r"suite.yaml, entry b of group g: method.loss_stride = 7 does not divide"):
+        Bench(str(path), Place(tiny_voc), tmp_path / "out")
+    assert len(Bench(str(path), Place(tiny_voc), tmp_path / "out", only=["a"]).jobs) == 2
+
+
 def test_another_command_in_the_same_folder_is_refused(
     tmp_path: Path, tiny_voc: Path, pretending: type[Pretending]
 ) -> None:
@@ -618,6 +777,7 @@ def test_a_dry_run_says_what_there_is_to_do_and_does_nothing(
     assert not out.exists()
     (job, *_) = [job for job in jobs_of(path, out, tiny_voc, [3]) if job.kind == "training"]
     pretend(job, (1.0, 2.0, 3.0), minutes=45.0)
+    Workspace(out, VOCSource(tiny_voc)).keep_identity(job)
     assert minutes_of(job) == 45.0
     assert cli.run(bench_words(path, tiny_voc, out, "--dry-run", "--seeds", "3", "--only", "FMWISS")) == 0
     printed = capsys.readouterr().out.splitlines()
@@ -650,6 +810,16 @@ def test_a_launcher_of_processes_is_refused(
     assert "call it once, with --devices N" in capsys.readouterr().err
 
 
+def test_a_further_process_of_a_run_tells_in_a_sentence_what_went_wrong(
+    tmp_path: Path, tiny_voc: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    job = jobs_of(suite_file(tmp_path), tmp_path / "out", tiny_voc)[0]
+    assert worker._further_process(worker._as_text(job, Place(tmp_path / "none"))) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("process 1 of the run: the data folder ") and error.count("\n") == 1
+
+
 def test_how_a_process_ended_is_told() -> None:
     assert worker._ended(-9) == "was killed by SIGKILL" and worker._ended(3) == "ended with exit code 3"
 
@@ -668,13 +838,12 @@ def test_two_methods_and_two_seeds_killed_and_gone_on_with(
     tmp_path: Path, tiny_voc: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A command that is killed in a run, then the same command again."""
+    typo = {**COSEG, "cosegmentation.vision_language.model": "efficientnett"}
     pairs = [{"name": f"N = {n}", "overrides": {"cosegmentation.n_seeds": n}} for n in (1, 3)]
-    coseg = {"cosegmentation.source": "foundation"}
     groups = [
         *SUITE["groups"],
-        {"name": "broken", "entries": [{"name": "stride", "config": "fmwiss.yaml", "seeds": [0],
-                                        "overrides": {"method.loss_stride": 7}}]},
-        {"name": "N", "kind": "pseudo-masks", "config": "fmwiss.yaml", "overrides": coseg, "seeds": [0],
+        {"name": "broken", "entries": [{"name": "model", "config": "fmwiss.yaml", "seeds": [0], "overrides": typo}]},
+        {"name": "N", "kind": "pseudo-masks", "config": "fmwiss.yaml", "overrides": COSEG, "seeds": [0],
          "pictures": 1, "entries": pairs},
     ]  # fmt: skip
     path, out = suite_file(tmp_path, seeds=[0, 1], groups=groups), tmp_path / "out"
@@ -701,7 +870,7 @@ def test_two_methods_and_two_seeds_killed_and_gone_on_with(
     printed, told = capfd.readouterr()
     assert code == 2, told
     assert "15-5 / FMWISS, seed 0 goes on; about" in told and "base model, seed 0;" not in told
-    assert "failed: broken / stride, seed 0: method.loss_stride = 7 does not divide data.crop_size" in told
+    assert re.search(r"^failed: broken / model, seed 0: .*efficientnett", told, re.MULTILINE)
     assert told.splitlines()[-1] == "fmwiss: 1 of 9 jobs failed; the same command tries them again."
     assert "Traceback" not in told
 
@@ -734,7 +903,7 @@ def test_two_methods_and_two_seeds_killed_and_gone_on_with(
     assert len(list((tmp_path / "cache").iterdir())) == 1  # one store for both
     assert len(list(out.glob("runs/n-n-1-*/seed0/pictures/*.png"))) == 1
     markdown = (out / "results.md").read_text()
-    assert "| FMWISS (diagnostic: true masks) |" in markdown and "Not finished: stride (seed 0)." in markdown
+    assert "| FMWISS (diagnostic: true masks) |" in markdown and "Not finished: model (seed 0)." in markdown
     assert "FMWISS - WILSON" in printed and "15-5, differences seed by seed" in printed
     with Image.open(out / "results.png") as picture:
         assert picture.format == "PNG"

@@ -358,6 +358,12 @@ def unfinished_step(w: World) -> list[object]:
     return ["report", w.run]
 
 
+def unfinished_locator(w: World) -> list[object]:
+    w.make_run()
+    w.write("run/step1/locator/metrics.jsonl", '{"iteration": 0}')
+    return ["report", w.run]
+
+
 def report_of_a_base_alone(w: World) -> list[object]:
     w.run.mkdir()
     (w.run / "config.yaml").touch()
@@ -506,6 +512,7 @@ WRONG: dict[str, tuple[Callable[[World], list[object]], str]] = {
     "report of a folder that is none": (lambda w: ["report", w.data], "holds no config.yaml"),
     "report of one good and one bad run": (lambda w: ["report", w.make_run(), w.data], "holds no config.yaml"),
     "report of a step under way": (unfinished_step, "step 1 is begun and not finished"),
+    "report of a step whose locator learns": (unfinished_locator, "step 1 is begun and not finished"),
     "report of a run without a step": (report_of_a_base_alone, "holds no finished step"),
     "report of broken figures": (broken_figures, "evaluation.json: cannot be read as JSON"),
     "report of a run twice": (lambda w: ["report", w.make_run(), w.run], "is given more than once"),

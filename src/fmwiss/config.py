@@ -451,15 +451,15 @@ _Origins = dict[tuple[str, ...], str]
 
 
 def load_config(
-    path: Path | str, overrides: Sequence[str] | Mapping[str, Any] = (), origin: str = "overrides"
+    path: Path | str, overrides: Sequence[str | Mapping[str, Any]] | Mapping[str, Any] = (), origin: str = "overrides"
 ) -> Config:
     """Reads an experiment file, its ``base`` files and overrides.
 
     Args:
         path: the YAML file. Its key ``base`` may name another file, relative to itself, whose values it overrides.
-        overrides: the command line's, ``path.to.key=value`` each, whose value is parsed as YAML, or values by key path.
-            Later ones win.
-        origin: where a mapping of overrides comes from, for the sentences about them.
+        overrides: the command line's, ``path.to.key=value`` each, whose value is parsed as YAML, or mappings of values
+            by key path, whose values may be mappings themselves. Later ones win, key by key.
+        origin: where mappings of overrides come from, for the sentences about them.
 
     Raises:
         UserError: a file cannot be read or is no YAML mapping, bases form a circle, a key is unknown (the message
@@ -467,11 +467,11 @@ def load_config(
     """
     path = Path(path)
     values, origins = _read_with_bases(path, ())
-    if isinstance(overrides, Mapping):
-        for dotted, value in overrides.items():
-            _set_value(values, origins, str(dotted), value, origin)
-    else:
-        for override in overrides:
+    for override in [overrides] if isinstance(overrides, Mapping) else overrides:
+        if isinstance(override, Mapping):
+            for dotted, value in override.items():
+                _set_value(values, origins, str(dotted), value, origin)
+        else:
             _apply_override(values, origins, override)
     return _parse(values, origins, str(path))
 

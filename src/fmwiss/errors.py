@@ -25,5 +25,5 @@ def sentence_of(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "the memory does not suffice; give a smaller batch_size or crop_size with --set"
+        return "the memory does not suffice; a smaller batch_size or crop_size in the experiment needs less"
     return None

@@ -102,6 +102,7 @@ def test_a_class_without_instances_has_an_empty_archive(source: VOCSource):
 def test_what_is_saved_is_loaded(source: VOCSource, tmp_path: Path):
     bank, path = build(source, bank_size=3), tmp_path / "step0" / "memory_bank.safetensors"
     bank.save(path)
+    assert MemoryBank.load(path).made_with == bank.made_with == {"bank_size": 3, "min_area": 0.0}
     loaded = MemoryBank.load(path)
     assert same(bank, loaded)
     loaded.add("sheep", torch.zeros(3, 8, 8, dtype=torch.uint8), torch.ones(8, 8, dtype=torch.bool), 0.01)

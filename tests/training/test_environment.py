@@ -46,6 +46,13 @@ def test_the_commit_is_that_of_the_source_tree_with_its_changes(tmp_path: Path) 
     assert environment._commit(installed) is None
 
 
+def test_the_commit_is_that_of_the_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tree that changes while a step is trained is not what trained it."""
+    before = environment.source_commit()
+    monkeypatch.setattr(environment, "_git", lambda *_: "f" * 40)
+    assert environment.source_commit() == before != "f" * 40 + "+"
+
+
 def test_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".git").mkdir()
     monkeypatch.setenv("PATH", "")

@@ -440,6 +440,25 @@ def test_a_base_with_another_memory_gets_the_one_that_the_run_wants(
         train(configure(experiment), tiny_voc, None, tmp_path / "taken")
 
 
+def test_a_run_that_pastes_nothing_hands_no_memory_on(
+    base: Path, tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path
+) -> None:
+    """Its configuration would say of another run's memory what is not so."""
+    wilson = configure(experiment, method={"name": "wilson", "localizer_epochs": 1}, copy_paste__bank_size=2)
+    train(wilson, tiny_voc, None, tmp_path / "wilson", step=0, base=base)
+    assert not (tmp_path / "wilson/step0/memory_bank.safetensors").exists()
+    wanted = configure(experiment, copy_paste__bank_size=2)
+    # as earlier versions did, with a file that does not tell what it was made with
+    bank = MemoryBank.load(base / "step0/memory_bank.safetensors")
+    assert bank.made_with == {"bank_size": 3, "min_area": 0.01}
+    bank.made_with = None
+    for number in range(2):
+        train(wanted, tiny_voc, None, tmp_path / f"{number}", step=0, base=tmp_path / "wilson")
+        taken = MemoryBank.load(tmp_path / f"{number}/step0/memory_bank.safetensors")
+        assert max(taken.count(name) for name in taken.classes) == 2
+        bank.save(tmp_path / "wilson/step0/memory_bank.safetensors")
+
+
 def test_a_base_brings_the_tags_along(base: Path, tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path) -> None:
     """With another run's base, too, the masks of the training photographs are not needed to know their tags."""
     train(configure(experiment), tiny_voc, None, tmp_path / "run", step=0, base=base)

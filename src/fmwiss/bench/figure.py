@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -21,6 +22,11 @@ _DIAGNOSTIC = "true masks"
 
 def write_figure(tables: Sequence[Table], title: str, path: Path) -> None:
     """Draw a panel for each table, and another one for its curves, as PNG."""
+    with rc_context({"text.parse_math": False}):  # names are the user's, and a $ in one begins no formula
+        _draw(tables, title, path)
+
+
+def _draw(tables: Sequence[Table], title: str, path: Path) -> None:
     panels: list[tuple[Any, Table]] = []
     for table in tables:
         panels.append((_bars, table))

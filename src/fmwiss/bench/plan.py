@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fmwiss.bench.suite import PseudoMaskGroup, Row
-from fmwiss.config import Config, CopyPasteConfig, OptimizationConfig
+from fmwiss.config import Config, CopyPasteConfig, OptimizationConfig, leaves, show_value
 from fmwiss.data.protocols import Protocol
 from fmwiss.data.voc import VOCSource
+from fmwiss.errors import UserError
+from fmwiss.files import write_atomically
 from fmwiss.training.base import base_settings
 
 Kind = Literal["base", "training", "pseudo-masks"]
@@ -23,6 +25,8 @@ FIGURES = "pseudo-masks.json"
 """What a finished job of pseudo masks leaves."""
 REPORT = "report.html"
 """The last file that a finished run of training writes."""
+IDENTITY = "identity.json"
+"""What a job's results depend on, whole: written before it begins, compared before anything of it is shown."""
 
 _FREE = ("workers", "checkpoint_every")
 """Keys that say how the work is done, not what comes of it."""
@@ -76,16 +80,20 @@ class Workspace:
 
     A folder belongs to what its contents depend on: the experiment and the photographs. Entries with the same
     experiment share it, in whichever group they stand and whatever they are called; and of a suite that has been
-    changed what has stayed the same is not done again.
+    changed what has stayed the same is not done again. The hash is of what the experiment says and of which photographs
+    there are; what else the results depend on (the library's defaults, the files behind the photographs' names, the
+    precision) is kept in the folder and has to be the same.
 
     Args:
         out: the folder; it need not exist.
         source: the data set.
+        precision: that the runs are computed with.
     """
 
-    def __init__(self, out: Path, source: VOCSource) -> None:
-        self.out, self.source = out, source
+    def __init__(self, out: Path, source: VOCSource, precision: str = "32-true") -> None:
+        self.out, self.source, self.precision = out, source, precision
         self._digests: dict[str, str] = {}
+        self._files: dict[str, dict[str, str]] = {}
         self._folders: dict[str, Path] = {}
 
     @cached_property
@@ -134,6 +142,87 @@ class Workspace:
                         jobs.setdefault(job.folder, job)
         return list(jobs.values())
 
+    def identity(self, job: Job) -> dict[str, Any]:
+        """Everything that a job's results depend on, JSON-able: the whole configuration, the data and the precision.
+
+        Of the data there are the lists of photographs, the sizes of the files that they stand for, and a table of tags.
+        """
+        config, whole = job.config, job.config.model_dump(mode="json")
+        splits = [config.data.train_split, config.data.val_split]
+        if job.kind == "base":
+            whole = {**base_settings(config, self.known), "data.val_split": config.data.val_split}
+            whole["evaluation"] = config.evaluation.model_dump(mode="json")
+        elif job.kind == "pseudo-masks":
+            whole = {key: whole[key] for key in ("protocol", "cosegmentation")}
+            whole |= {"data.tags": config.data.tags, "training.seed": job.seed}
+            whole |= {"split": job.split, "of": "all" if job.all_classes else "new", "pictures": job.pictures}
+            splits = [job.split]
+        else:
+            for section in ("data", "training"):
+                whole[section] = {key: value for key, value in whole[section].items() if key not in _FREE}
+        identity = {
+            "kind": job.kind,
+            "config": whole,
+            "classes": self.known,
+            "data": {split: self._fingerprint(split) for split in splits},
+            "precision": self.precision,
+        }
+        if config.data.tags not in ("masks", "xml"):
+            identity["tags"] = _hash_of_file(Path(config.data.tags))
+        return dict(json.loads(json.dumps(identity)))
+
+    def keep_identity(self, job: Job) -> None:
+        """Write a job's identity into its folder."""
+        job.folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.identity(job), indent=1) + "\n"
+        write_atomically(job.folder / IDENTITY, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def check(self, rows: Iterable[Row], jobs: Iterable[Job]) -> None:
+        """Refuse what was made from something else.
+
+        Args:
+            rows: entries, of which every seed that there is counts.
+            jobs: of which the base models count.
+
+        Raises:
+            UserError: the first key in which a folder's identity is another one.
+        """
+        for row in rows:
+            for path in sorted(self.folder(row).glob("seed*")):
+                if path.name[4:].isdigit():
+                    self._check(self._jobs(row, int(path.name[4:]))[-1])
+        for job in jobs:
+            if job.kind == "base":
+                self._check(job)
+
+    def _check(self, job: Job) -> None:
+        path = job.folder / IDENTITY
+        if not path.is_file():
+            if (job.folder / "config.yaml").is_file() or (job.folder / FIGURES).is_file():
+                raise UserError(
+                    f"{job.folder}: holds results and no {IDENTITY}, so that it cannot be told what they were made "
+                    "from; remove the folder or give another --out"
+                )
+            return
+        try:
+            before = dict(leaves(json.loads(path.read_text(encoding="utf-8"))))
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); remove {job.folder} to begin it anew") from error
+        now = dict(leaves(self.identity(job)))
+        for key in [*now, *before]:
+            if key in before and key in now and before[key] == now[key]:
+                continue
+            if key == "tags" or key.startswith("data."):
+                raise UserError(
+                    f"{job.folder} was made from other data: {key} is another one in {self.source.root} now; give the "
+                    "same data or another --out"
+                )
+            name, then, wanted = key.removeprefix("config."), before.get(key), now.get(key)
+            raise UserError(
+                f"{job.folder} was started with {name} = {show_value(then)} but {show_value(wanted)} is asked for now; "
+                "give the same value or another --out"
+            )
+
     def _jobs(self, row: Row, seed: int) -> list[Job]:
         training = row.config.training.model_copy(update={"seed": seed})
         config = row.config.model_copy(update={"training": training})
@@ -159,6 +248,15 @@ class Workspace:
         if split not in self._digests:
             self._digests[split] = _hash(self.source.ids(split))
         return self._digests[split]
+
+    def _fingerprint(self, split: str) -> dict[str, str]:
+        """Of a list of photographs and, by their sizes, of the files that it stands for; nothing is opened."""
+        if split not in self._files:
+            source, ids = self.source, self.source.ids(split)
+            places = {"photographs": source.image_path, "masks": source.mask_path, "annotations": source.xml_path}
+            sizes = {name: _hash([_size(place(image_id)) for image_id in ids]) for name, place in places.items()}
+            self._files[split] = {"list": self._digest(split), **sizes}
+        return self._files[split]
 
     def _named(self, parent: str, name: str, identity: Any) -> Path:
         """The folder of what has this identity: the one there is, whatever it is called, or a new one of this name."""
@@ -197,6 +295,24 @@ def _settings(config: Config) -> dict[str, Any]:
         for key in _FREE:
             settings.get(section, {}).pop(key, None)
     return {section: values for section, values in settings.items() if values}
+
+
+def _size(path: Path) -> int | None:
+    """Of a file in bytes; None where there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _hash_of_file(path: Path) -> str:
+    try:
+        return hashlib.blake2b(path.read_bytes(), digest_size=5).hexdigest()
+    except OSError as error:
+        raise UserError(
+            f"the table of tags {path} cannot be read ({error.strerror}); data.tags is 'masks', 'xml' or a CSV file's "
+            "path"
+        ) from error
 
 
 def _hash(value: Any) -> str:

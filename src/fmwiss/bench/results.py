@@ -96,7 +96,7 @@ class TableRow:
     def iou(self, of: str) -> dict[str, Summary]:
         """Of every class over the seeds; ``of`` is a key of :attr:`Result.iou`."""
         classes = dict.fromkeys(name for result in self.results for name in result.iou.get(of, {}))
-        return {name: Summary.of(result.iou[of].get(name) for result in self.results) for name in classes}
+        return {name: Summary.of(result.iou.get(of, {}).get(name) for result in self.results) for name in classes}
 
     def minutes(self) -> Summary:
         """Of a run."""

@@ -13,12 +13,11 @@ from filelock import FileLock, Timeout
 
 from fmwiss.bench.plan import FIGURES, Job, Workspace
 from fmwiss.bench.results import STAGES, Table, read_tables
-from fmwiss.bench.suite import Row, Suite, choose, find_suite, load_suite, resolve
+from fmwiss.bench.suite import Row, Suite, TrainingGroup, choose, find_suite, load_suite, resolve
 from fmwiss.bench.tables import FIGURE, write_tables
 from fmwiss.bench.worker import Place, Workers
-from fmwiss.config import check_resumable, load_config
 from fmwiss.data.voc import VOCSource
-from fmwiss.errors import UserError
+from fmwiss.errors import UserError, sentence_of
 from fmwiss.reporting.records import EVALUATION
 
 Say = Callable[[str], None]
@@ -60,18 +59,21 @@ class Bench:
         self.suite_name = path.stem
         self.rows: list[Row] = resolve(self.suite, path)
         self.chosen = choose(self.rows, self.only)
-        self.workspace = Workspace(self.out, VOCSource(self.place.data))
+        self._check_methods(path)
+        self.workspace = Workspace(self.out, VOCSource(self.place.data), self.place.precision)
         self.jobs: list[Job] = self.workspace.jobs(self.chosen, self.seeds)
-        self._check_what_is_there()
+        self.workspace.check(self.rows, self.jobs)
 
-    def _check_what_is_there(self) -> None:
-        """A later version may have other defaults: what was run with others is no result of these experiments."""
-        for row in self.rows:
-            for folder in self.workspace.folder(row).glob("seed*"):
-                if (folder / "config.yaml").is_file() and (folder / "step1").is_dir():
-                    saved = load_config(folder / "config.yaml")
-                    training = row.config.training.model_copy(update={"seed": saved.training.seed})
-                    check_resumable(saved, row.config.model_copy(update={"training": training}), folder)
+    def _check_methods(self, path: Path) -> None:
+        """What a run would ask of its method's options before all else, asked before the first run."""
+        from fmwiss.methods import method_class
+
+        for row in self.chosen:
+            if isinstance(row.group, TrainingGroup):
+                try:
+                    method_class(row.config.method).check(row.config.method, row.config)
+                except UserError as error:
+                    raise UserError(f"{path}, entry {row.entry.name} of group {row.group.name}: {error}") from error
 
     def tables(self) -> list[Table]:
         """The tables with what is finished by now."""
@@ -109,24 +111,30 @@ class Bench:
         self.out.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.out / ".lock", timeout=0):
-                failures = self._run(say)
-                self.write()
-                return failures
+                failures: dict[Path, Failure] = {}
+                try:
+                    self._run(say, failures)
+                    self.write()
+                except BaseException:
+                    for failure in failures.values():  # which nobody would be told of otherwise
+                        say(f"failed: {failure.job.title}: {failure.sentence}.")
+                    raise
+                return list(failures.values())
         except Timeout as error:
             raise UserError(
                 f"{self.out}: another fmwiss bench is at work there; wait for it, or give another --out"
             ) from error
 
-    def _run(self, say: Say) -> list[Failure]:
+    def _run(self, say: Say, failures: dict[Path, Failure]) -> None:
+        """Do what is not done yet; what fails is put into ``failures``, by folder."""
         workers, todo = Workers(self.place), self.unfinished()
-        failures: dict[Path, Failure] = {}
         for number, job in enumerate(todo):
             if job.base in failures and not job.has_base():
                 failures[job.folder] = Failure(job, f"its base model failed ({failures[job.base].job.title})")
                 continue
             left = _duration(self.minutes_left(todo[number:]))
             say(f"{number + 1} of {len(todo)}: {job.title}{' goes on' if job.is_begun() else ''}; {left}")
-            sentence = workers.do(job)
+            sentence = self._do(job, workers)
             if sentence is None and not job.is_done():
                 sentence = f"its process ended before {job.folder} was finished"
             if sentence is not None:
@@ -137,9 +145,17 @@ class Bench:
             if job.kind != "base":
                 try:
                     self.write()
-                except UserError as error:  # what is broken is told at the end; the other runs are done first
-                    say(f"the tables could not be written: {error}")
-        return list(failures.values())
+                except Exception as error:  # what is broken is raised at the end; the other runs are done first
+                    told = sentence_of(error) or f"{type(error).__name__}: {error}"
+                    say(f"the tables could not be written: {told}")
+
+    def _do(self, job: Job, workers: Workers) -> str | None:
+        """Do a job; returns what went wrong, in one sentence, or None."""
+        try:
+            self.workspace.keep_identity(job)
+        except OSError as error:
+            return sentence_of(error)
+        return workers.do(job)
 
     def unfinished(self) -> list[Job]:
         """What is left to do; a base model only where a run still needs it."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 import fmwiss
 from fmwiss.config import Config, leaves, load_config, read_mapping, show_value, wanted
@@ -19,7 +19,15 @@ FOLDER = Path("configs") / "suites"
 
 PerCent = Annotated[float, Field(ge=0.0, le=100.0)]
 Name = Annotated[str, Field(min_length=1)]
-Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+
+
+def _different(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("must be different whole numbers")
+    return seeds
+
+
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0, strict=True)], ...], Field(min_length=1), AfterValidator(_different)]
 
 
 class _Part(BaseModel):
@@ -113,7 +121,7 @@ class Row:
     entry: Entry
     config: Config
     overrides: Mapping[str, Any]
-    """The group's and the entry's."""
+    """The group's and the entry's by whole key path; for the tables."""
     file: str
     """The experiment file as the suite names it."""
     seeds: tuple[int, ...]
@@ -187,14 +195,19 @@ def _resolve(suite: Suite, group: TrainingGroup | PseudoMaskGroup, entry: Entry,
     file = entry.config or group.config
     if file is None:
         raise UserError(f"{where}: has no config, and its group has none either; name an experiment file")
-    overrides = {**group.overrides, **entry.overrides}
-    if any(key == "training.seed" for key, _ in leaves(overrides)):
+    overrides = {**dict(leaves(group.overrides)), **dict(leaves(entry.overrides))}
+    if "training.seed" in overrides:
         raise UserError(f"{where}: overrides training.seed; give the seeds under seeds")
     if not (path.parent / file).is_file():
         raise UserError(f"{where}: there is no experiment file {path.parent / file}; config is relative to the suite")
-    config = load_config(path.parent / file, overrides, where)
+    config = load_config(path.parent / file, [group.overrides, entry.overrides], where)
     if isinstance(group, TrainingGroup) and group.curve and config.training.validate_every == 0:
         raise UserError(f"{where}: its curve needs training.validate_every > 0 and has 0; set it under overrides")
+    if isinstance(group, PseudoMaskGroup) and config.cosegmentation.source == "true-masks":
+        raise UserError(
+            f"{where}: cosegmentation.source is true-masks, which are the truth themselves and no pseudo masks; set it "
+            "to foundation under overrides"
+        )
     return Row(group, entry, config, overrides, file, entry.seeds or group.seeds or suite.seeds)
 
 
@@ -202,7 +215,7 @@ def choose(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
     """The rows of the groups and entries named; where both are, those that are in both. All without names.
 
     Raises:
-        UserError: a name is none of a group or an entry.
+        UserError: a name is none of a group or an entry, or one chooses nothing beside the others.
     """
     groups, entries = {row.group.name for row in rows}, {row.entry.name for row in rows}
     for name in names:
@@ -210,12 +223,18 @@ def choose(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
             close = nearest(name, [*groups, *entries])
             raise UserError(f"--only {name}: the suite has no entry and no group of that name; the nearest is {close}")
     wanted_groups, wanted_entries = groups & set(names), entries & set(names)
-    return [
+    chosen = [
         row
         for row in rows
         if (not wanted_groups or row.group.name in wanted_groups)
         and (not wanted_entries or row.entry.name in wanted_entries)
     ]
+    met = {name for row in chosen for name in (row.group.name, row.entry.name)}
+    for name in names:
+        if name not in met:
+            inside = "has none of the entries" if name in wanted_groups else "is an entry of none of the groups"
+            raise UserError(f"--only {name}: {inside} that the other --only name; leave one of them out")
+    return chosen
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -233,10 +252,16 @@ def _unique(names: Sequence[str], where: str) -> None:
 def _problem(error: ValidationError, values: Mapping[str, Any]) -> str:
     """Where a suite is wrong and how, to follow its path; an unknown key, the likelier mistake, first."""
     problems = error.errors(include_url=False)
-    first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
+    keys_first = (problem for problem in problems if problem["type"] in ("extra_forbidden", "invalid_key"))
+    first = next(keys_first, problems[0])
     place, model, value, inner = _locate(first["loc"], values)
     keys = [part for part in inner if isinstance(part, str)]
     key = ".".join(keys)
+    if first["type"] == "invalid_key" or first["loc"][-1:] == ("[key]",):
+        for part in inner[: -1 if first["type"] == "invalid_key" else -2]:
+            value = value[part]
+        strange = next(name for name in value if not isinstance(name, str))
+        return f"{place}: the key {show_value(strange)} must be text; put it into quotes or give the right one"
     if first["type"] == "extra_forbidden":
         fields = PaperFigures.model_fields if keys[:-1] == ["paper"] else model.model_fields
         near = ".".join([*keys[:-1], nearest(keys[-1], fields)])

@@ -144,7 +144,8 @@ def _figures(table: Table, row: TableRow) -> Iterator[tuple[str, dict[int, float
     for kind in dict.fromkeys(kind for result in row.results for kind in result.iou):
         label = "IoU" if table.kind == "training" else f"IoU {kind},"
         for name in dict.fromkeys(name for result in row.results for name in result.iou.get(kind, {})):
-            yield f"{label} {name}", {result.seed: result.iou[kind].get(name) for result in row.results}, None
+            values = {result.seed: result.iou.get(kind, {}).get(name) for result in row.results}
+            yield f"{label} {name}", values, None
 
 
 def _figure(table: Table, column: str) -> str:

@@ -99,6 +99,13 @@ def _work(text: str, sender: multiprocessing.connection.Connection) -> None:
     # Fabric starts the other processes of a run with several devices by this one's command: `-m THIS_MODULE JOB`.
     sys.argv = [__file__, text]
     sys.modules["__main__"].__spec__ = sys.modules[__name__].__spec__
+    sentence = _try(text)
+    if sentence is not None:
+        sender.send(sentence[:_LONGEST_SENTENCE])
+
+
+def _try(text: str) -> str | None:
+    """Do a job; returns what went wrong, in one sentence, or None. An interrupt ends the process."""
     try:
         do_job(text)
     except KeyboardInterrupt:
@@ -108,7 +115,20 @@ def _work(text: str, sender: multiprocessing.connection.Connection) -> None:
         if sentence is None:
             traceback.print_exc()
             sentence = f"stopped by a bug ({type(error).__name__}: {error}); its traceback is above"
-        sender.send(sentence[:_LONGEST_SENTENCE])
+        return sentence
+    return None
+
+
+def _further_process(text: str) -> int:
+    """What another process of a run with several devices does; returns its exit code.
+
+    The first one tells the command what went wrong, this one, which may be the only one that knows, the terminal.
+    """
+    sentence = _try(text)
+    if sentence is None:
+        return 0
+    print(f"process {os.environ.get('LOCAL_RANK', '?')} of the run: {sentence.rstrip('.')}.", file=sys.stderr)
+    return 2
 
 
 def _end_when(wait: Callable[[], object]) -> None:
@@ -199,4 +219,4 @@ def _wait_for_another_parent() -> None:
 
 if __name__ == "__main__":  # a further process of a run with several devices
     _end_when(_wait_for_another_parent)
-    do_job(sys.argv[1])
+    sys.exit(_further_process(sys.argv[1]))

@@ -66,10 +66,16 @@ class Instance:
 
 
 class MemoryBank:
-    """Instances of old classes, at most B a class, in one small file."""
+    """Instances of old classes, at most B a class, in one small file.
+
+    Attributes:
+        made_with: ``bank_size`` and ``min_area`` that :meth:`build` was given, which the file keeps; None of a bank
+            that it did not make.
+    """
 
     def __init__(self) -> None:
         self._archives: dict[str, list[Instance]] = {}
+        self.made_with: dict[str, float] | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -142,6 +148,7 @@ class MemoryBank:
             progress: shows how many photographs have been visited.
         """
         bank = cls()
+        bank.made_with = {"bank_size": bank_size, "min_area": min_area}
         missing = dict.fromkeys(class_names, bank_size) if bank_size else {}
         order = torch.randperm(len(ids), generator=keyed_generator(seed, "memory bank")).tolist()
         visits = progress(order, "memory bank", len(order)) if progress else order
@@ -175,7 +182,7 @@ class MemoryBank:
             for instance in archive:
                 arrays[f"{len(rows)}.jpeg"], arrays[f"{len(rows)}.bits"] = instance.jpeg, instance.bits
                 rows.append((name, instance.height, instance.width, instance.shorter_side))
-        metadata = {"instances": json.dumps(rows)}
+        metadata = {"instances": json.dumps(rows), "made_with": json.dumps(self.made_with)}
         write_atomically(path, lambda temporary: save_file(arrays, temporary, metadata))
 
     @classmethod
@@ -188,6 +195,7 @@ class MemoryBank:
         bank = cls()
         try:
             with safe_open(path, framework="numpy") as file:
+                bank.made_with = json.loads(file.metadata().get("made_with", "null"))
                 for index, (name, height, width, shorter_side) in enumerate(json.loads(file.metadata()["instances"])):
                     jpeg, bits = file.get_tensor(f"{index}.jpeg"), file.get_tensor(f"{index}.bits")
                     instance = Instance(jpeg, bits, height, width, shorter_side)

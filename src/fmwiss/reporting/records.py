@@ -13,6 +13,8 @@ CONFUSION = "confusion.json"
 ENVIRONMENT = "environment.json"
 EVALUATION = "evaluation.json"
 METRICS = "metrics.jsonl"
+LOCATOR = "locator"
+"""Folder of a step with what a method's locator left, which learns before the student."""
 
 FileName = Annotated[str, Field(pattern=r"^[\w-]+\.(jpg|png)$")]
 """A picture in the gallery's folder, and nowhere else."""

@@ -18,6 +18,7 @@ from fmwiss.reporting.records import (
     EVALUATION,
     GALLERY,
     GALLERY_INDEX,
+    LOCATOR,
     METRICS,
     Confusion,
     Environment,
@@ -96,7 +97,7 @@ def check_finished(folder: Path) -> None:
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: holds no config.yaml; give the folder that `fmwiss train --out` wrote.")
     for step in sorted(folder.glob("step*")):
-        begun = (step / METRICS).is_file() or any(step.glob("state/*"))
+        begun = (step / METRICS).is_file() or any(step.glob("state/*")) or any(step.glob(f"{LOCATOR}/*"))
         if begun and step.name[4:].isdigit() and int(step.name[4:]) not in finished:
             raise UserError(
                 f"{folder}: step {step.name[4:]} is begun and not finished; the same `fmwiss train` command finishes "

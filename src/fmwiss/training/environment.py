@@ -59,8 +59,12 @@ def _version(package: str) -> str:
 
 
 def source_commit() -> str | None:
-    """The commit of the source tree that this package lies in, ``+`` behind it with changes; None without a tree."""
-    return _commit(Path(fmwiss.__file__).parent)
+    """The commit of the source tree that this package lies in, ``+`` behind it with changes; None without a tree.
+
+    It is that of the moment at which this process, or the one that it is a fork of, imported the package: the tree may
+    be another one by the time that a long step ends.
+    """
+    return _COMMIT
 
 
 def _commit(package: Path) -> str | None:
@@ -78,6 +82,9 @@ def _commit(package: Path) -> str | None:
 def _git(tree: Path, *words: str) -> str:
     done = subprocess.run(["git", "-C", str(tree), *words], capture_output=True, text=True, check=True, timeout=20)
     return done.stdout.strip()
+
+
+_COMMIT = _commit(Path(fmwiss.__file__).parent)
 
 
 def _processor() -> str:

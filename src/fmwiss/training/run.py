@@ -19,7 +19,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torchvision.transforms.v2.functional import resize
 
-from fmwiss.config import Config, OptimizationConfig, check_resumable, dump_config, first_difference, load_config
+from fmwiss.config import Config, OptimizationConfig, check_resumable, dump_config, load_config
 from fmwiss.data.datasets import MaskDataset, PseudoMaskSource, TrueMasks, WeakDataset
 from fmwiss.data.memory import CopyPaste, MemoryBank
 from fmwiss.data.protocols import Protocol
@@ -37,7 +37,7 @@ from fmwiss.models import Segmenter, finished_steps
 from fmwiss.pseudo_masks import open_pseudo_masks
 from fmwiss.pseudo_masks import working_size as frozen_size
 from fmwiss.reporting.progress import track
-from fmwiss.reporting.records import CONFUSION, ENVIRONMENT, EVALUATION, GALLERY, Confusion, Gallery
+from fmwiss.reporting.records import CONFUSION, ENVIRONMENT, EVALUATION, GALLERY, LOCATOR, Confusion, Gallery
 from fmwiss.reporting.report import write_report
 from fmwiss.training.base import base_difference
 from fmwiss.training.environment import describe_environment
@@ -54,7 +54,6 @@ from fmwiss.training.loop import Loop
 
 BANK = "memory_bank.safetensors"
 TAGS = "tags.json"
-LOCATOR = "locator"
 LOCATOR_TIME = "time.json"
 REPORT = "report.html"
 
@@ -165,9 +164,14 @@ class _Run:
         if begun and path.is_file():
             saved = load_config(path)
             difference = base_difference(saved, self.config, self.source.class_names)
-            difference = difference or self._memory_difference(saved)
             if begun != ["step0"] or difference is not None:
                 check_resumable(saved, self.config, self.folder)
+            elif (memory := self._memory_difference(self.folder / "step0" / BANK, saved)) is not None:
+                key, before, now = memory
+                raise UserError(
+                    f"{self.folder} was started with {key} = {before} but {now} is asked for now; give the same value "
+                    "or another --out"
+                )
         self.fabric.barrier()  # every process has looked before the first one writes
         if self.fabric.is_global_zero:
             write_atomically(path, lambda file: file.write_text(dump_config(self.config)))
@@ -176,7 +180,8 @@ class _Run:
     def take_base(self, base: Path) -> None:
         """Copy the finished step 0 of another run, unless this run has its own.
 
-        Its memory of the old classes comes along if it is the one that this run wants, else it is made here.
+        Its memory of the old classes comes along if it is the one that this run wants; else it is made here, or left
+        out by a run that pastes nothing.
         """
         has_own = 0 in finished_steps(self.folder)
         self.fabric.barrier()  # every process has looked before the first one copies
@@ -197,14 +202,17 @@ class _Run:
             write_atomically(self.folder / TAGS, lambda path: path.write_bytes(tags))
         self.fabric.barrier()
         chosen: list[str] = []
-        if self._memory_difference(theirs) is not None:
+        bank = base / "step0" / BANK
+        takes_memory = self._wants_memory() and bank.is_file() and self._memory_difference(bank) is None
+        if self._wants_memory() and not takes_memory:
             ids = self.source.ids(self.config.data.train_split)
             chosen = self.protocol.select(0, self._tags(ids), ids)
         if self.fabric.is_global_zero:
             temporary = self.folder / ".step0.tmp"
+            left_out = ["state"] if takes_memory else ["state", BANK]
             shutil.rmtree(temporary, ignore_errors=True)
             try:
-                shutil.copytree(base / "step0", temporary, ignore=shutil.ignore_patterns("state"))
+                shutil.copytree(base / "step0", temporary, ignore=shutil.ignore_patterns(*left_out))
             except shutil.Error as error:  # several files' errors in one
                 raise UserError(f"{base}: its step 0 cannot be copied ({error.args[0][0][2]})") from error
             if chosen:
@@ -527,13 +535,29 @@ class _Run:
         table, classes = self.protocol.label_table(0, self.source.class_names), self.protocol.seen(0)
         return MemoryBank.build(self.source, ids, table, classes, options.bank_size, options.min_area, seed, track)
 
-    def _memory_difference(self, theirs: Config) -> tuple[str, str, str] | None:
-        """The first key in which another run's memory of the old classes differs; None where this run asks for none."""
-        if not method_class(self.config.method).pastes_instances or self.config.copy_paste.bank_size == 0:
+    def _wants_memory(self) -> bool:
+        """Whether this run pastes instances of the old classes."""
+        return method_class(self.config.method).pastes_instances and self.config.copy_paste.bank_size > 0
+
+    def _memory_difference(self, path: Path, assumed: Config | None = None) -> tuple[str, str, str] | None:
+        """The first key in which the memory that lies there is not the one that this run wants, and both values.
+
+        None where it is, where there is no memory, and where this run wants none.
+
+        Args:
+            path: the memory's file.
+            assumed: what a file is taken to be made with that does not tell it, as those of earlier versions; without
+                it such a file is another one than wanted.
+        """
+        if not self._wants_memory() or not path.is_file():
             return None
-        return first_difference(
-            theirs, self.config, lambda key: key in ("copy_paste.bank_size", "copy_paste.min_area")
-        )
+        options = assumed.copy_paste if assumed is not None else None
+        made_with = MemoryBank.load(path).made_with or {}
+        for key in ("bank_size", "min_area"):
+            before, now = made_with.get(key, getattr(options, key, None)), getattr(self.config.copy_paste, key)
+            if before != now:
+                return f"copy_paste.{key}", "unknown" if before is None else str(before), str(now)
+        return None
 
     def _add_learnt(
         self, bank: MemoryBank, t: int, ids: list[str], tags: Mapping[str, frozenset[str]], student: Segmenter

@@ -26,7 +26,7 @@ from fmwiss.config import PlusConfig
 from fmwiss.cosegmentation import scale_scores
 from fmwiss.pamr import pixel_affinity, refine_masks
 
-__all__ = ["PlusMaps", "merge_views", "patch_affinity", "plus_maps", "propagate", "refine", "with_background"]
+__all__ = ["PlusMaps", "merge_views", "patch_affinity", "plus_maps", "propagate", "refine", "shares", "with_background"]
 
 
 class PlusMaps(NamedTuple):

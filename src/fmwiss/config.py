@@ -108,6 +108,7 @@ class BaseOptimizationConfig(OptimizationConfig):
 
     epochs: PositiveInt = Field(30, description="epochs over the step's photographs")
     learning_rate: float = Field(1e-2, gt=0, description="rate of the encoder at the first iteration")
+    loss_stride: PositiveInt = Field(1, description="the loss is taken at 1 / loss_stride of the crop's resolution")
 
 
 class TrainingConfig(_Section):

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from fmwiss.config import Config
 from fmwiss.data.batches import Batch
-from fmwiss.methods import Supervised
+from fmwiss.errors import UserError
+from fmwiss.methods import Supervised, check_methods
 from fmwiss.models import Architecture, Segmenter
 
 
@@ -50,6 +52,30 @@ def test_loss_is_summed_over_classes_and_averaged_over_known_pixels(method: Supe
     losses = method.training_step(batch, torch.Generator())
     assert losses.keys() == {"base_bce"}
     assert losses["base_bce"].item() == pytest.approx(total / pixels, rel=1e-5)
+
+
+def test_a_stride_counts_the_pixels_at_the_cells_centres(method: Supervised, batch: Batch) -> None:
+    assert batch.mask is not None
+    coarse = Supervised(method.student, loss_stride=2)
+    coarse.start_epoch(0)
+    with torch.no_grad():
+        p = F.interpolate(method.student(batch.image), size=(16, 16), mode="bilinear").double().sigmoid().tolist()
+    total, pixels = 0.0, 0
+    for b, y, x in itertools.product(range(2), range(16), range(16)):
+        label = int(batch.mask[b, 2 * y + 1, 2 * x + 1])
+        if label == 255 or not batch.valid[b, 2 * y + 1, 2 * x + 1]:
+            continue
+        pixels += 1
+        for c in range(3):
+            total -= math.log(p[b][c][y][x] if c == label else 1 - p[b][c][y][x])
+    loss = coarse.training_step(batch, torch.Generator())["base_bce"]
+    assert loss.item() == pytest.approx(total / pixels, rel=1e-5)
+
+
+def test_a_stride_has_to_divide_the_crop() -> None:
+    config = Config.model_validate({"data": {"crop_size": 96}, "training": {"step0": {"loss_stride": 5}}})
+    with pytest.raises(UserError, match=r"training\.step0\.loss_stride = 5 .*96"):
+        check_methods(config)
 
 
 def test_everything_learns(method: Supervised, batch: Batch) -> None:

@@ -66,12 +66,12 @@ class Bench:
 
     def _check_methods(self, path: Path) -> None:
         """What a run would ask of its method's options before all else, asked before the first run."""
-        from fmwiss.methods import method_class
+        from fmwiss.methods import check_methods
 
         for row in self.chosen:
             if isinstance(row.group, TrainingGroup):
                 try:
-                    method_class(row.config.method).check(row.config.method, row.config)
+                    check_methods(row.config)
                 except UserError as error:
                     raise UserError(f"{path}, entry {row.entry.name} of group {row.group.name}: {error}") from error
 

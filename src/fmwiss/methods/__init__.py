@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from fmwiss.config import (
     CAMConfig,
+    Config,
     EPSConfig,
     FineTuningConfig,
     FMWISSConfig,
@@ -37,6 +38,7 @@ __all__ = [
     "Method",
     "Supervised",
     "build_method",
+    "check_methods",
     "method_class",
 ]
 
@@ -55,6 +57,12 @@ METHODS: dict[type, type[Method]] = {
 def method_class(options: MethodConfig) -> type[Method]:
     """What the options configure, for the questions that are asked before it is built."""
     return METHODS[type(options)]
+
+
+def check_methods(config: Config) -> None:
+    """Raise UserError where the options of step 0's method or of the later steps' do not fit the rest."""
+    Supervised.check(config.training.step0, config)
+    method_class(config.method).check(config.method, config)
 
 
 def build_method(

@@ -57,9 +57,9 @@ def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
-def check_stride(stride: int, crop_size: int) -> None:
-    """Raise UserError where ``method.loss_stride`` leaves part of a cell at the crop's edge."""
+def check_stride(stride: int, crop_size: int, key: str = "method.loss_stride") -> None:
+    """Raise UserError where a stride, that of ``key``, leaves part of a cell at the crop's edge."""
     if crop_size % stride:
         raise UserError(
-            f"method.loss_stride = {stride} does not divide data.crop_size = {crop_size}; give one that does."
+            f"{key} = {stride} does not divide data.crop_size = {crop_size}; give one that does."
         )

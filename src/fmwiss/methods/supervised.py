@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from fmwiss.config import Config
 from fmwiss.data.batches import Batch
 from fmwiss.data.voc import VOID
 from fmwiss.losses import PixelBCELoss
 from fmwiss.methods.base import Method
+from fmwiss.methods.guidance import check_stride, resize_logits, thin
 from fmwiss.models import Segmenter
 
 
 class Supervised(Method):
-    """Per-class binary cross-entropy against the masks, void left out: the base step of WILSON and FMWISS."""
+    """Per-class binary cross-entropy against the masks, void left out: the base step of WILSON and FMWISS.
+
+    Args:
+        student: the model of step 0.
+        freeze_batch_norm: keep the student's batch norm statistics.
+        loss_stride: the loss counts every ``loss_stride``-th pixel of the crop, in both directions.
+    """
 
     supervision = "pixel"
 
-    def __init__(self, student: Segmenter, freeze_batch_norm: bool = False) -> None:
+    @classmethod
+    def check(cls, options: Any, config: Config) -> None:
+        check_stride(options.loss_stride, config.data.crop_size, "training.step0.loss_stride")
+
+    def __init__(self, student: Segmenter, freeze_batch_norm: bool = False, loss_stride: int = 1) -> None:
         super().__init__(student, freeze_batch_norm)
+        self.loss_stride = loss_stride
         self.bce = PixelBCELoss(reduction="sum-classes")
 
     def training_step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         if batch.mask is None:
             raise ValueError("Supervised learns from masks, and the batch has none")
-        logits = F.interpolate(
-            self.student(batch.image), size=batch.mask.shape[-2:], mode="bilinear", align_corners=False
-        )
-        counted = (batch.mask != VOID) & batch.valid
-        labels = batch.mask.where(counted, 0)[:, None]
+        mask, valid = thin(batch.mask, self.loss_stride), thin(batch.valid, self.loss_stride)
+        height, width = mask.shape[-2:]
+        logits = resize_logits(self.student(batch.image), (height, width))
+        counted = (mask != VOID) & valid
+        labels = mask.where(counted, 0)[:, None]
         target = torch.zeros_like(logits).scatter_(1, labels, 1.0)
         return {"base_bce": self.bce(logits, target, counted[:, None])}

@@ -32,7 +32,7 @@ from fmwiss.evaluation import Evaluation, evaluate
 from fmwiss.evaluation.evaluate import Observer, center_crop
 from fmwiss.files import write_atomically
 from fmwiss.foundation import build_saliency
-from fmwiss.methods import Method, Supervised, build_method, method_class
+from fmwiss.methods import Method, Supervised, build_method, check_methods, method_class
 from fmwiss.models import Segmenter, finished_steps
 from fmwiss.pseudo_masks import open_pseudo_masks
 from fmwiss.pseudo_masks import working_size as frozen_size
@@ -146,7 +146,7 @@ class _Run:
         self.source = VOCSource(self.data)
         self.protocol = Protocol.from_config(self.config.protocol, self.source.class_names)
         options = self.config.data
-        method_class(self.config.method).check(self.config.method, self.config)
+        check_methods(self.config)
         self.transform = JointTransform(options.crop_size, options.resize, options.scale, options.flip)
         self._seconds_before = 0.0
         """What processes that were interrupted spent on the present step's locator."""
@@ -396,7 +396,7 @@ class _Run:
     def _base_method(self, options: OptimizationConfig) -> Method:
         config = self.config
         student = Segmenter.from_config(config.segmenter, self.protocol.new(0), config.data.resize, self.weights)
-        return Supervised(student, options.freeze_batch_norm)
+        return Supervised(student, options.freeze_batch_norm, config.training.step0.loss_stride)
 
     def _method(self, t: int, options: OptimizationConfig) -> Method:
         previous = self.folder / f"step{t - 1}"

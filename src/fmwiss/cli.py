@@ -525,7 +525,7 @@ def _is_diagnostic(run: Path, step: int) -> bool:
     from fmwiss.methods import method_class
 
     config = load_config(run / "config.yaml")
-    learns_from_masks = method_class(config.method).learns_from_pseudo_masks
+    learns_from_masks = method_class(config.method).learns_from_pseudo_masks(config.method)
     return step > 0 and learns_from_masks and config.cosegmentation.source == "true-masks"
 
 

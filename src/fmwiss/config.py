@@ -288,6 +288,10 @@ class WILSONConfig(_Section):
 
     name: Literal["wilson"] = "wilson"
     alpha: Probability = Field(0.5, description="hard against soft localizer output; WILSON takes 0.9 for COCO")
+    pseudo_labels: Literal["localizer", "pseudo-masks"] = Field(
+        "localizer", description="what teaches the student new classes: the localizer, or the masks that "
+        "cosegmentation gives in its place (Table 9, if those are the true ones)"
+    )
     localizer_epochs: int = Field(
         5, ge=0, description="of the configured epochs, the first ones, in which the localizer teaches nobody yet"
     )

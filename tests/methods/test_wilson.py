@@ -50,9 +50,10 @@ def make_method(epoch: int = 5, **options: Any) -> WILSON:
     method = build_method(WILSONConfig(**options), student, old_model)
     assert isinstance(method, WILSON)
     with torch.no_grad():
-        for p in [*method.student.parameters(), *method.localizer.parameters()]:
+        for p in [*method.student.parameters(), *(p for head in method.extra_heads() for p in head.parameters())]:
             p.add_(0.05 * torch.randn_like(p))
-        method.localizer.head[5].weight.mul_(8)
+        if method.localizer is not None:
+            method.localizer.head[5].weight.mul_(8)
     method.start_epoch(epoch)
     return method
 
@@ -295,6 +296,42 @@ def test_padding_does_not_count(batch: Batch) -> None:
     again, whole_again = method.target(other, old, tags, valid)
     assert whole.equal(whole_again)
     assert target[..., :-1].equal(again[..., :-1])
+
+
+@pytest.mark.parametrize("untagged_absent", [True, False])
+def test_masks_in_place_of_the_localizer(batch: Batch, untagged_absent: bool) -> None:
+    """Table 9: new classes from masks, old ones from the old model, background where neither says otherwise."""
+    assert batch.tags is not None
+    pseudo = torch.zeros(4, N_NEW, 64, 64, dtype=torch.bool)
+    pseudo[0, 0, :40, :20], pseudo[0, 1, 30:, 30:], pseudo[1, 0, 20:, :], pseudo[2, 1, :9, :9] = True, True, True, True
+    options: dict[str, Any] = {"pseudo_labels": "pseudo-masks", "untagged_absent": untagged_absent}
+    method = make_method(epoch=0, **options)
+    losses = method.training_step(replace(batch, pseudo=pseudo), torch.Generator())
+    assert method.localizer is None and method.probability_maps(batch.image) is None
+    with torch.no_grad():
+        old_features = method.old_model.encode(batch.image).double()
+        features = method.student.encode(batch.image)
+        student = method.student.decode(features)[0].double().sigmoid().tolist()
+        old = method.old_model(batch.image).double().sigmoid().tolist()
+    total, pairs, distances = 0.0, 0, []
+    for b, y, x in itertools.product(range(4), range(CELLS), range(CELLS)):
+        if not batch.valid[b, 16 * y + 8, 16 * x + 8]:
+            continue
+        distances.append((features[b, :, y, x].double() - old_features[b, :, y, x]).square().mean().item())
+        masks = pseudo[b, :, 16 * y + 8, 16 * x + 8].tolist()
+        for c in range(N_OLD + N_NEW):
+            if c >= N_OLD and not untagged_absent and not batch.tags[b, c - N_OLD]:
+                continue
+            target = float(masks[c - N_OLD]) if c >= N_OLD else old[b][c][y][x]
+            total += cross_entropy(student[b][c][y][x], 0.0 if c == 0 and any(masks) else target)
+            pairs += 1
+    assert losses.keys() == {"features", "all_bce"}
+    assert losses["all_bce"].item() == pytest.approx(total / pairs * (N_OLD + N_NEW), rel=1e-4)
+    assert losses["features"].item() == pytest.approx(sum(distances) / len(distances), rel=1e-4)
+    assert gradients(method, losses) == {"student.encoder", "student.decoder", "student.classifier"}
+    assert WILSON.learns_from_pseudo_masks(method.options) and not WILSON.learns_from_pseudo_masks(WILSONConfig())
+    with pytest.raises(ValueError, match="pseudo masks"):
+        method.training_step(batch, torch.Generator())
 
 
 def test_learning_goes_down(batch: Batch) -> None:

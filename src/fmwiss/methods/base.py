@@ -31,8 +31,6 @@ class Method(nn.Module, ABC):
     """
 
     supervision: ClassVar[Supervision]
-    learns_from_pseudo_masks: ClassVar[bool] = False
-    """Whether batches must have pseudo masks; without them no foundation model is built."""
     pastes_instances: ClassVar[bool] = False
     """Whether old classes' instances are pasted from the memory bank, as ``copy_paste`` says."""
     frozen: ClassVar[tuple[str, ...]] = ()
@@ -43,6 +41,11 @@ class Method(nn.Module, ABC):
     @classmethod
     def check(cls, options: Any, config: Config) -> None:
         """Raise UserError where the method's options do not fit the rest of the experiment; asked before all else."""
+
+    @classmethod
+    def learns_from_pseudo_masks(cls, options: Any) -> bool:
+        """Whether batches must have co-segmentation's pseudo masks; without them no foundation model is built."""
+        return False
 
     def __init__(self, student: Segmenter, freeze_batch_norm: bool = False) -> None:
         super().__init__()

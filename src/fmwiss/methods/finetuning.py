@@ -32,7 +32,10 @@ class FineTuning(Method):
     """
 
     supervision = "image"
-    learns_from_pseudo_masks = True
+
+    @classmethod
+    def learns_from_pseudo_masks(cls, options: Any) -> bool:
+        return True
 
     @classmethod
     def check(cls, options: Any, config: Config) -> None:

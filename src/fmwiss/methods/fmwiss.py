@@ -12,11 +12,9 @@ from fmwiss.data.batches import Batch
 from fmwiss.losses import DenseContrastiveLoss, PixelBCELoss, sample_points
 from fmwiss.losses.dense_contrastive import NEGATIVE_ONLY, NOT_DRAWN
 from fmwiss.methods.base import Method
-from fmwiss.methods.guidance import Guidance, check_stride, resize_logits
+from fmwiss.methods.guidance import BACKGROUND, Guidance, check_stride, resize_logits
 from fmwiss.models import Segmenter, Teacher
 from fmwiss.models.classifier import start_rare
-
-BACKGROUND = 0
 
 
 class FMWISS(Method):
@@ -34,9 +32,12 @@ class FMWISS(Method):
     """
 
     supervision = "image"
-    learns_from_pseudo_masks = True
     pastes_instances = True
     frozen = ("old_model",)
+
+    @classmethod
+    def learns_from_pseudo_masks(cls, options: Any) -> bool:
+        return True
 
     @classmethod
     def check(cls, options: Any, config: Config) -> None:

@@ -12,6 +12,9 @@ from torch.nn import functional as F
 from fmwiss.data.batches import Batch
 from fmwiss.errors import UserError
 
+BACKGROUND = 0
+"""Its label."""
+
 
 @dataclass(frozen=True)
 class Guidance:
@@ -55,6 +58,23 @@ def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
     if logits.shape[-2:] == size:
         return logits.clone() if logits.is_inference() else logits
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
+def hard_target(pseudo: Tensor, old: Tensor) -> Tensor:
+    """What a student learns from masks and the old model, ``(B, |Y_t|, H, W)`` in [0, 1].
+
+    Args:
+        pseudo: masks of the new classes, bool ``(B, |C_t|, H, W)``; under them there is no background.
+        old: the old model's sigmoid outputs, ``(B, |Y_{t-1}|, H, W)``, the background first.
+    """
+    target = torch.cat([old, pseudo.to(old.dtype)], dim=1)
+    target[:, BACKGROUND].masked_fill_(pseudo.any(dim=1), 0.0)
+    return target
+
+
+def known_classes(tags: Tensor, n_old: int) -> Tensor:
+    """Old classes and tagged new ones, bool ``(B, |Y_t|, 1, 1)``, of tags ``(B, |C_t|)``; others may be there."""
+    return torch.cat([tags.new_ones(len(tags), n_old), tags], dim=1)[:, :, None, None]
 
 
 def check_stride(stride: int, crop_size: int, key: str = "method.loss_stride") -> None:

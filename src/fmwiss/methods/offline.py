@@ -19,10 +19,8 @@ from fmwiss.config import ActivationMapConfig, Config, OfflineConfig
 from fmwiss.data.batches import Batch
 from fmwiss.losses import PixelBCELoss
 from fmwiss.methods.base import Method
-from fmwiss.methods.guidance import check_stride, resize_logits, thin
+from fmwiss.methods.guidance import BACKGROUND, check_stride, hard_target, known_classes, resize_logits, thin
 from fmwiss.models import Segmenter
-
-BACKGROUND = 0
 
 MASK_STRIDE = 4
 """Pixels of the photograph, at its working size, per place of a mask in each direction."""
@@ -161,25 +159,8 @@ class Offline(Method):
             old_logits = self.old_model(batch.image)
         old = resize_logits(old_logits, size).float().sigmoid()
         logits = resize_logits(self.student(batch.image), size)
-        return {"all_bce": self.bce(logits, self.target(pseudo, old), self.counted(valid, batch.tags))}
-
-    def target(self, pseudo: Tensor, old: Tensor) -> Tensor:
-        """What the student learns, ``(B, |Y_t|, H, W)`` in [0, 1].
-
-        Args:
-            pseudo: the locator's masks, of which none overlap, bool ``(B, |C_t|, H, W)``.
-            old: the old model's sigmoid outputs, ``(B, |Y_{t-1}|, H, W)``.
-        """
-        target = torch.cat([old, pseudo.to(old.dtype)], dim=1)
-        target[:, BACKGROUND].masked_fill_(pseudo.any(dim=1), 0.0)
-        return target
-
-    def counted(self, valid: Tensor, tags: Tensor) -> Tensor:
-        """Where a class counts, broadcastable to ``(B, |Y_t|, H, W)``: untagged ones only if that means absent."""
-        if self.options.untagged_absent:
-            return valid
-        known = torch.cat([tags.new_ones(len(tags), self.n_old), tags], dim=1)
-        return valid & known[:, :, None, None]
+        counted = valid if self.options.untagged_absent else valid & known_classes(batch.tags, self.n_old)
+        return {"all_bce": self.bce(logits, hard_target(pseudo, old), counted)}
 
 
 def masked_mean(maps: Tensor, valid: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from fmwiss.config import Config, SSConfig
 from fmwiss.data.batches import Batch
 from fmwiss.errors import UserError
 from fmwiss.losses import BalancedCrossEntropyLoss, ImageLabelLoss, confident_labels
-from fmwiss.methods.guidance import thin
+from fmwiss.methods.guidance import BACKGROUND, thin
 from fmwiss.methods.offline import Locator, Offline
 from fmwiss.models import Segmenter
 from fmwiss.pamr import pixel_affinity, refine_masks
@@ -23,7 +23,6 @@ BACKGROUND_SCORE = 1.0
 """The background's score at every place; it is not learnt."""
 
 BACKGROUND_CUTOFF, CLASS_CUTOFF, LOWEST_CUTOFF = 0.7, 0.6, 0.2
-BACKGROUND = 0
 
 
 class SSLocator(Locator):

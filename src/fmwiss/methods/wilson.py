@@ -13,11 +13,9 @@ from fmwiss.data.batches import Batch
 from fmwiss.errors import UserError
 from fmwiss.losses import BalancedCrossEntropyLoss, ImageLabelLoss, PixelBCELoss, confident_labels
 from fmwiss.methods.base import Method
-from fmwiss.methods.guidance import thin
+from fmwiss.methods.guidance import BACKGROUND, hard_target, known_classes, thin
 from fmwiss.models import Localizer, Segmenter
 from fmwiss.pamr import pixel_affinity, refine_masks
-
-BACKGROUND = 0
 
 
 class WILSON(Method):
@@ -27,6 +25,9 @@ class WILSON(Method):
     ones and the background from the old model (l_LOC), and, after ``localizer_epochs``, from its own confident places
     (l_SS). From then on the student learns from old model and localizer (l_SEG). The encoder's features are held to the
     old model's all the time (l_FD). Everything is computed at the resolution of the features.
+
+    With ``pseudo_labels: pseudo-masks`` there is no localizer: the student learns from the batch's masks and the old
+    model from the first epoch on, beside l_FD (paper of FMWISS, Table 9).
 
     Args:
         student: the model of step t, already grown by the new classes.
@@ -39,8 +40,12 @@ class WILSON(Method):
     frozen = ("old_model",)
 
     @classmethod
+    def learns_from_pseudo_masks(cls, options: Any) -> bool:
+        return bool(options.pseudo_labels == "pseudo-masks")
+
+    @classmethod
     def check(cls, options: Any, config: Config) -> None:
-        if options.localizer_epochs >= config.training.steps.epochs:
+        if options.pseudo_labels == "localizer" and options.localizer_epochs >= config.training.steps.epochs:
             raise UserError(
                 f"method.localizer_epochs = {options.localizer_epochs} leaves none of training.steps.epochs = "
                 f"{config.training.steps.epochs} to the student; give fewer."
@@ -53,9 +58,10 @@ class WILSON(Method):
         self.options = options
         self.old_model = old_model.requires_grad_(False)
         self.n_old = len(old_model.class_names)
-        self.localizer = Localizer(student.encoder_channels, len(student.class_names)).to(
-            memory_format=torch.channels_last
-        )
+        self.localizer: Localizer | None = None
+        if options.pseudo_labels == "localizer":
+            localizer = Localizer(student.encoder_channels, len(student.class_names))
+            self.localizer = localizer.to(memory_format=torch.channels_last)
         self.image_label = ImageLabelLoss(options.focal_lambda, options.focal_p)
         self.prior = PixelBCELoss()
         self.self_supervision = BalancedCrossEntropyLoss()
@@ -64,14 +70,14 @@ class WILSON(Method):
     @property
     def localizing_alone(self) -> bool:
         """Whether the student's decoder and classifiers wait for the localizer in this epoch."""
-        return self.epoch < self.options.localizer_epochs
+        return self.localizer is not None and self.epoch < self.options.localizer_epochs
 
     def extra_heads(self) -> list[nn.Module]:
-        return [self.localizer]
+        return [] if self.localizer is None else [self.localizer]
 
     @torch.inference_mode()
-    def probability_maps(self, images: Tensor) -> Tensor:
-        return self.localizer(self.student.encode(images)).softmax(dim=1)
+    def probability_maps(self, images: Tensor) -> Tensor | None:
+        return None if self.localizer is None else self.localizer(self.student.encode(images)).softmax(dim=1)
 
     def training_step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         if batch.tags is None:
@@ -84,20 +90,27 @@ class WILSON(Method):
         features = self.student.encode(batch.image)
         valid = thin(batch.valid, batch.image.shape[-1] / features.shape[-1])[:, None]
 
+        if self.localizer is None:
+            if batch.pseudo is None:
+                raise ValueError("method.pseudo_labels: pseudo-masks learns from pseudo masks, and the batch has none")
+            pseudo = thin(batch.pseudo, batch.image.shape[-1] / features.shape[-1])
+            counted = valid if options.untagged_absent else valid & known_classes(tags, self.n_old)
+            logits = self.student.decode(features)[0]
+            return {
+                **self.distillation(features, old_features, valid),
+                "all_bce": self.segmentation(logits, hard_target(pseudo, old), counted),
+            }
         localizing = features if options.encoder_gradient else features.detach()
         if self.localizing_alone:
             scores = self.localizer(localizing)
         else:
             scores, steady = self.localizer.scores_and_targets(localizing)
-        counted = None if options.untagged_absent else tags
+        counted_tags = None if options.untagged_absent else tags
         losses = {
-            "image_label": self.image_label(scores, tags, valid, counted),
+            "image_label": self.image_label(scores, tags, valid, counted_tags),
             "prior": self.prior(scores[:, : self.n_old], old, valid),
+            **self.distillation(features, old_features, valid),
         }
-        if options.feature_distillation > 0:
-            distance = F.mse_loss(features.float(), old_features.clone().float(), reduction="none")
-            cells = valid.sum().clamp(min=1) * features.shape[1]
-            losses["features"] = options.feature_distillation * (distance * valid).sum() / cells
         if self.localizing_alone:
             return losses
         masks = self.masks(steady)
@@ -107,6 +120,14 @@ class WILSON(Method):
         target, whole = self.target(masks, old, tags, valid)
         losses["all_bce"] = self.segmentation(self.student.decode(features)[0], target, valid & whole[:, :, None, None])
         return losses
+
+    def distillation(self, features: Tensor, old_features: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        """l_FD: squared distance of the student's and the old model's ``(B, D, h, w)`` features, mean where valid."""
+        weight = self.options.feature_distillation
+        if weight == 0:
+            return {}
+        distance = F.mse_loss(features.float(), old_features.clone().float(), reduction="none")
+        return {"features": weight * (distance * valid).sum() / (valid.sum().clamp(min=1) * features.shape[1])}
 
     def masks(self, scores: Tensor) -> Tensor:
         """m: the localizer's softmax over all of Y_t, ``(B, |Y_t|, h, w)``."""

@@ -367,7 +367,7 @@ class _Run:
             "training_images": images,
             "minutes": {name: round(value / 60, 2) for name, value in seconds.items()},
             "peak_memory_gib": round(_peak_memory_gib(self.fabric.device), 2),
-            "diagnostic": method.learns_from_pseudo_masks and self.config.cosegmentation.source == "true-masks",
+            "diagnostic": self._takes_pseudo_masks(method) and self.config.cosegmentation.source == "true-masks",
         }
         confusion = Confusion(names=list(result.iou), pixels=[list(row) for row in result.confusion])
         _write_json(folder / CONFUSION, confusion.model_dump(), indent=None)
@@ -422,11 +422,14 @@ class _Run:
         table = self.protocol.label_table(0, self.source.class_names)
         return MaskDataset(self.source, ids, table, self.transform, self.config.training.seed)
 
+    def _takes_pseudo_masks(self, method: Method) -> bool:
+        return type(method).learns_from_pseudo_masks(self.config.method)
+
     def _weak_dataset(
         self, t: int, method: Method, ids: list[str], tags: Mapping[str, frozenset[str]]
     ) -> WeakDataset:
         masks: PseudoMaskSource | None
-        if method.learns_from_pseudo_masks:
+        if self._takes_pseudo_masks(method):
             masks = self._pseudo_masks(ids, tags)
         else:
             masks = self._located_masks(t, method, ids, tags)

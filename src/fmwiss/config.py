@@ -172,7 +172,7 @@ class PlusConfig(_Section):
         "of its input_size; its scores are averaged"
     )
     feature_scales: tuple[Scale, ...] = Field(
-        (1.0,), min_length=1, description="the same of the self-supervised model; its features are averaged on the "
+        (1.0, 1.3), min_length=1, description="the same of the self-supervised model; its features are averaged on the "
         "patch grid of the first one"
     )
     flip: bool = Field(True, description="both models see the photographs' mirror images, too")
@@ -192,7 +192,7 @@ class PlusConfig(_Section):
     exclusive: bool = Field(
         True, description="a place belongs to at most one of a photograph's tagged classes, that with the largest map"
     )
-    threshold: float = Field(0.5, ge=0, lt=1, description="places above this are a class's")
+    threshold: float = Field(0.45, ge=0, lt=1, description="places above this are a class's")
 
 
 class CosegmentationConfig(_Section):

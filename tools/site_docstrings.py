@@ -13,7 +13,7 @@ EXAMPLE = re.compile(r"^( *)Example:$", re.MULTILINE)
 
 
 class SphinxRoles(griffe.Extension):
-    """Turns roles into links where the name is public, else into code, and other notations into those that griffe knows."""
+    """Turns roles into links where the name is shown, else into code, and other notations into griffe's."""
 
     def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
         self._visit(pkg, pkg)
@@ -42,7 +42,8 @@ class SphinxRoles(griffe.Extension):
             return None
         try:
             found = package[path.removeprefix(f"{package.name}.")]
-            path = found.final_target.path if isinstance(found, griffe.Alias) else found.path
+            found = found.final_target if isinstance(found, griffe.Alias) else found
         except (KeyError, griffe.AliasResolutionError, griffe.CyclicAliasError):
             return None
-        return None if any(part.startswith("_") for part in path.split(".")) else path
+        private = any(part.startswith("_") for part in found.path.split("."))
+        return found.path if found.has_docstrings and not private else None

@@ -1,9 +1,9 @@
 """TeX in the documentation as pictures, drawn when the site is built.
 
 Matplotlib's mathtext, which the library depends on anyway, sets the formulas in Computer Modern as SVG paths. So a page
-asks nobody for a script or a font and looks alike in every browser; MathML would depend on the reader's fonts, and MathJax
-is two megabytes of script. Mathtext knows a part of TeX, all of which GitHub's MathJax knows, too; what it does not know
-ends the build.
+asks nobody for a script or a font and looks alike in every browser; MathML would depend on the reader's fonts, and
+MathJax is two megabytes of script. Mathtext knows a part of TeX, all of which GitHub's MathJax knows, too; what it does
+not know ends the build.
 
 The two notations are GitHub's: a fenced block ``math``, and ``$`...`$`` within a line.
 """
@@ -11,7 +11,7 @@ The two notations are GitHub's: a fenced block ``math``, and ``$`...`$`` within 
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import cache
 from html import escape
 from typing import Any
 from xml.etree.ElementTree import Element
@@ -42,7 +42,7 @@ class FormulaError(ValueError):
     """A formula that cannot be set."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def svg(tex: str, display: bool = False) -> str:
     """A formula as an ``<svg>`` element that stands on the text's base line.
 

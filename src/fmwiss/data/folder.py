@@ -394,7 +394,7 @@ class FolderSource:
             for image_id, names in named.items()
         }
 
-    def _attempt(self, read: Callable[[], T | None]) -> T | None:
+    def _attempt(self, read: Callable[[], T]) -> T | None:
         try:
             return read()
         except UserError as error:

@@ -40,7 +40,10 @@ class ProtocolConfig(_Section):
 class DataConfig(_Section):
     """What goes in, and how a photograph becomes a training sample."""
 
-    source: Literal["voc"] = Field("voc", description="layout of the folder given by --data")
+    source: Literal["voc", "folder", "coco"] = Field(
+        "voc", description="layout of the folder given by --data (see docs/data.md): VOC's, a folder of photographs "
+        "with tags and indexed masks, or one whose masks are outlines in COCO's instances files"
+    )
     train_split: str = Field("train_aug", description="file in ImageSets/Segmentation that lists the training ids")
     val_split: str = Field("val", description="file in ImageSets/Segmentation that lists the validation ids")
     tags: str = Field(

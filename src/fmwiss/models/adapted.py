@@ -166,6 +166,12 @@ class AdaptedSegmenter(Segmenter):
     def encoder_channels(self) -> int:
         return self._channels_beside
 
+    def learnt_before(self) -> list[nn.Module]:
+        return [self.encoder, self.decoder, self.classifier.old]  # type: ignore[list-item]
+
+    def heads(self) -> list[nn.Module]:
+        return [self.classifier.steps]
+
     def add_step(
         self, classes: tuple[str, ...], init: Literal["background", "plain"], prior: float | None = None
     ) -> None:

@@ -116,6 +116,14 @@ class Segmenter(nn.Module):
         """Channels of the encoder's last features, or of what :meth:`features_beside` gives."""
         return int(self.encoder.feature_info.channels()[-1])
 
+    def learnt_before(self) -> list[nn.Module]:
+        """Modules with weights from another task, or another step, that learn at the encoder's rate."""
+        return [self.encoder]
+
+    def heads(self) -> list[nn.Module]:
+        """Modules that learn at the heads' rate."""
+        return [self.decoder, self.classifier]
+
     def add_step(
         self, classes: tuple[str, ...], init: Literal["background", "plain"], prior: float | None = None
     ) -> None:

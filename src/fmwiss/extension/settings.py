@@ -131,6 +131,7 @@ def settle(
         steps["epochs"] = wishes.epochs
         why["training.steps.epochs"] = "--epochs"
     config = _checked(values, wishes.overrides)
+    why |= {override.partition("=")[0].strip(): "--set" for override in wishes.overrides}
     own = base.model.architecture.resize
     if not foreign and config.data.resize != own:
         raise UserError(f"data.resize is {config.data.resize}, and the model's own working size is {own}; leave it out")

@@ -90,18 +90,6 @@ class CocoFile:
         file._read_annotations(values["annotations"])
         return file
 
-    @classmethod
-    def read(cls, path: Path) -> CocoFile:
-        """The same for those who need it right.
-
-        Raises:
-            UserError: the first thing that is wrong.
-        """
-        file = cls.parse(path)
-        if file.problems:
-            raise UserError(file.problems[0])
-        return file
-
     def present(self, image_id: int | str) -> list[str]:
         """Names of the categories of an image's annotations, crowds too, in the order of the ids."""
         there = self._present.get(image_id, set())
@@ -143,8 +131,8 @@ class CocoFile:
                 self.problems.append(f"{where} has the id {entry['id']} of another image; ids must differ")
                 continue
             ids.add(entry["id"])
-            sides = entry.get("height"), entry.get("width")
-            size = (sides[0], sides[1]) if all(isinstance(side, int) and side > 0 for side in sides) else None
+            height, width = entry.get("height"), entry.get("width")
+            size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
             self.images.append(CocoImage(entry["id"], entry["file_name"].replace("\\", "/"), size, where))
 
     def _read_annotations(self, entries: list[Any]) -> None:

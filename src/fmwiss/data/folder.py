@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ BACKGROUND = "background"
 VALIDATION_SHARE = 0.2
 _NOT_PHOTOGRAPHS = ("masks", "splits", "annotations")  # beside photographs that lie in the folder itself
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -125,6 +127,10 @@ def _same_suffix(written: str, path: Path) -> bool:
     kinds = {".jpeg": ".jpg"}
     there, wanted = path.suffix.lower(), f".{written.rpartition('.')[2].lower()}"
     return kinds.get(there, there) == kinds.get(wanted, wanted)
+
+
+def _raise_sentence(sentence: str) -> None:
+    raise UserError(sentence)
 
 
 class IndexedMasks:
@@ -332,10 +338,13 @@ class FolderSource:
         images: where the photographs are, if neither in ``images/`` nor in the folder itself.
         tags: the tags file, if it is another than the folder's own; that is then not looked at.
         masks: how masks are given: ``png`` or ``coco``.
+        complain: is told what is wrong, a sentence each, where that does not keep the rest from being read; by default
+            the first sentence is raised.
 
     Attributes:
         photographs: ids and paths.
         masks: where there are any.
+        rows: of the tags file, as they are written there.
         absent: a sentence about every row of the tags file whose photograph is not there.
 
     Raises:
@@ -354,37 +363,58 @@ class FolderSource:
         images: Path | None = None,
         tags: Path | None = None,
         masks: Literal["png", "coco"] = "png",
+        complain: Callable[[str], object] = _raise_sentence,
     ) -> None:
+        self._complain = complain
         self.root = Path(root)
         if not self.root.is_dir():
             raise UserError(f"the data folder {self.root} does not exist; give a folder of photographs")
         self.photographs = scan_folder(self.root, images)
-        if self.photographs.problems:
-            raise UserError(self.photographs.problems[0])
-        self.masks = open_masks(self.root, masks, self.photographs)
-        self.tags_file = tags if tags is not None else find_tags_file(self.root, masks)
+        for problem in self.photographs.problems:
+            complain(problem)
+        self.masks = self._attempt(lambda: open_masks(self.root, masks, self.photographs, complain))
+        self.tags_file = tags or self._attempt(lambda: find_tags_file(self.root, masks))
         self.absent: list[str] = []
-        named = self._rows(TagFile.read(self.tags_file).rows) if self.tags_file is not None else None
-        if named is None and masks == "png":
+        self.rows: list[TagRow] = []
+        named: Mapping[str, list[str]] = {}
+        if self.tags_file is not None:
+            file = TagFile.parse(self.tags_file)
+            for problem in file.problems:
+                complain(problem)
+            self.rows = file.rows
+            named = self._by_id(self.rows)
+        elif masks == "png":
             named = folder_tags(self.photographs, self.masks or ())
         self._spellings = {joined(name): name for name in self.mask_classes}
         self._tags = {
             image_id: frozenset(self._spellings.setdefault(joined(name), name) for name in names)
-            for image_id, names in (named or {}).items()
+            for image_id, names in named.items()
         }
 
-    def _rows(self, rows: list[TagRow]) -> dict[str, list[str]]:
+    def _attempt(self, read: Callable[[], T | None]) -> T | None:
+        try:
+            return read()
+        except UserError as error:
+            self._complain(str(error))
+            return None
+
+    def _by_id(self, rows: list[TagRow]) -> dict[str, list[str]]:
         """Tags by id; rows of one photograph add up."""
         tags: dict[str, list[str]] = {}
         for row in rows:
-            image_id = find_in(self.photographs, row.file, row.where)
+            try:
+                image_id = find_in(self.photographs, row.file, row.where)
+            except UserError as error:
+                self._complain(str(error))
+                continue
             if image_id is None:
                 self.absent.append(f"{row.where} is about {row.file}, which is not in {self.photographs.folder}")
             else:
                 tags.setdefault(image_id, []).extend(row.tags)
-        if not tags:
-            first = f"{rows[0].where} is about {rows[0].file}" if rows else f"{self.tags_file} has no row"
-            raise UserError(f"{first}, and no photograph that it names is in {self.photographs.folder}")
+        if rows and len(self.absent) == len(rows):
+            self._complain(f"{self.absent[0]}, nor is any other photograph that {self.tags_file} names")
+        elif not rows:
+            self._complain(f"the tags file {self.tags_file} has no row that can be used; it must have one a photograph")
         return tags
 
     @property
@@ -576,11 +606,14 @@ def coco_files(root: Path) -> list[Path]:
 
 
 def open_masks(
-    root: Path, masks: Literal["png", "coco"], photographs: Photographs
+    root: Path, masks: Literal["png", "coco"], photographs: Photographs, complain: Callable[[str], object]
 ) -> IndexedMasks | CocoMasks | None:
     """The masks of a :class:`FolderSource`; None where there are none."""
     if masks == "coco":
-        return CocoMasks([CocoFile.read(path) for path in coco_files(root)], photographs)
+        files = [CocoFile.parse(path) for path in coco_files(root)]
+        for problem in (problem for file in files for problem in file.problems):
+            complain(problem)
+        return None if any(file.problems for file in files) else CocoMasks(files, photographs)
     folder = root / "masks"
     return IndexedMasks(folder, root / "classes.txt") if folder.is_dir() else None
 

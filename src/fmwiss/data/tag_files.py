@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from fmwiss.data.coco import CocoFile
-from fmwiss.errors import UserError
 from fmwiss.names import joined
 
 SUFFIXES = (".csv", ".jsonl", ".json")
@@ -70,18 +69,6 @@ class TagFile:
                 file.problems.append(f"the tags file {path} cannot be read: {error.strerror}")
             else:
                 reader(file, text)
-        return file
-
-    @classmethod
-    def read(cls, path: Path) -> TagFile:
-        """The same for those who need it right.
-
-        Raises:
-            UserError: the first thing that is wrong.
-        """
-        file = cls.parse(path)
-        if file.problems:
-            raise UserError(file.problems[0])
         return file
 
     def add(self, name: str, tags: list[str], where: str) -> None:

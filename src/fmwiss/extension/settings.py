@@ -90,7 +90,7 @@ def settle(
     given = wishes.config is not None
     _describe_model(values, base, new)
     data |= {
-        "source": "voc", "train_split": "train", "val_split": compared, "tags": tags_origin, "fraction": 1.0,
+        "source": "folder", "train_split": "train", "val_split": compared, "tags": tags_origin, "fraction": 1.0,
         "workers": max(0, min(2, _cores() - 1)),
     }
     if foreign and not given and base.config is None:

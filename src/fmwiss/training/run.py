@@ -24,10 +24,9 @@ from fmwiss.data.datasets import MaskDataset, PseudoMaskSource, TrueMasks, WeakD
 from fmwiss.data.memory import CopyPaste, MemoryBank
 from fmwiss.data.protocols import Protocol
 from fmwiss.data.randomness import keyed_generator
-from fmwiss.data.source import Source
+from fmwiss.data.source import Source, open_source
 from fmwiss.data.tags import TagIndex
 from fmwiss.data.transforms import JointTransform
-from fmwiss.data.voc import VOCSource
 from fmwiss.errors import UserError
 from fmwiss.evaluation import Evaluation, evaluate
 from fmwiss.evaluation.evaluate import Observer, center_crop
@@ -75,7 +74,7 @@ def train(
 
     Args:
         config: the experiment.
-        data: folder in VOC layout.
+        data: folder, laid out as ``config.data.source`` says.
         weights: folder with weights by timm name, looked into before the hub.
         out: the run's folder.
         step: do only this step; the one before it must be finished.
@@ -148,8 +147,9 @@ class _Run:
     """The data set, where it is not what lies in ``data``."""
 
     def __post_init__(self) -> None:
-        self.source: Source = VOCSource(self.data) if self.given is None else self.given
+        self.source: Source = open_source(self.config.data, self.data) if self.given is None else self.given
         self.protocol = Protocol.from_config(self.config.protocol, self.source.class_names)
+        self._check_masks(self.protocol.new(0), "step 0 learns from masks")
         options = self.config.data
         method_class(self.config.method).check(self.config.method, self.config)
         self.transform = JointTransform(options.crop_size, options.resize, options.scale, options.flip)
@@ -211,7 +211,7 @@ class _Run:
         takes_memory = self._wants_memory() and bank.is_file() and self._memory_difference(bank) is None
         if self._wants_memory() and not takes_memory:
             ids = self.source.ids(self.config.data.train_split)
-            chosen = self.protocol.select(0, self._tags(ids), ids)
+            chosen = self._select(0, self._tags(ids), ids)
         if self.fabric.is_global_zero:
             temporary = self.folder / ".step0.tmp"
             left_out = ["state"] if takes_memory else ["state", BANK]
@@ -236,12 +236,13 @@ class _Run:
         options = training.step0 if t == 0 else training.steps
         ids = self.source.ids(self.config.data.train_split)
         tags = self._tags(ids)
-        chosen = self.protocol.select(t, tags, ids)
+        chosen = self._select(t, tags, ids)
         if t > 0:
             chosen = self._fraction(chosen)
         if not chosen:
             raise UserError(
-                f"{self.data}: no photograph of {self.config.data.train_split} is tagged with a class of step {t} "
+                f"{self.data}: no photograph{' with a mask' if t == 0 else ''} of {self.config.data.train_split} is "
+                f"tagged with a class of step {t} "
                 f"({', '.join(self.protocol.new(t))})."
             )
         seed_everything = keyed_generator(training.seed, "step", t)
@@ -390,6 +391,18 @@ class _Run:
         self.fabric.barrier()
         return TagIndex.load_or_build(self.source, ids, self.config.data.tags, cache)
 
+    def _select(self, t: int, tags: TagIndex, ids: list[str]) -> list[str]:
+        """The photographs of a step; those of step 0 have masks."""
+        chosen = self.protocol.select(t, tags, ids)
+        return chosen if t > 0 else [image_id for image_id in chosen if self.source.has_mask(image_id)]
+
+    def _check_masks(self, names: Sequence[str], why: str) -> None:
+        known = self.source.mask_classes
+        missing = next((name for name in names if name not in known), None)
+        if missing is not None:
+            there = f"they have {', '.join(known)}" if known else "there are none"
+            raise UserError(f"{self.data}: {why}, and its masks have no class '{missing}'; {there}")
+
     def _fraction(self, ids: list[str]) -> list[str]:
         """A random share of the photographs, in their order (Table 10)."""
         if self.config.data.fraction == 1:
@@ -496,7 +509,9 @@ class _Run:
     def _pseudo_masks(self, ids: list[str], tags: Mapping[str, frozenset[str]]) -> PseudoMaskSource:
         options, seed = self.config.cosegmentation, self.config.training.seed
         if options.source == "true-masks":
-            return TrueMasks(self.source, self.source.class_names)
+            names = {name for image_id in ids for name in tags[image_id]}
+            self._check_masks(sorted(names), "cosegmentation.source is 'true-masks'")
+            return TrueMasks(self.source, self.source.mask_classes)
         return open_pseudo_masks(
             options, self.source, ids, tags, self.weights, self.cache, self.fabric.device, seed, track
         )

@@ -147,10 +147,7 @@ def make_plan(order: Order) -> Plan:
         old_source, old_ids = open_masked(order.replay, "--replay")
         replay = build_replay(old_source, old_ids, base.classes, Config().copy_paste.min_area, seed)
     size = REPLAY_SIZE if replay is not None else _bank_size(base)
-    origin = order.tags or str(order.images)
-    config, why = settle(
-        base, new, source, tags, origin, source.compared, size, wishes, has_gpu()
-    )
+    config, why = settle(base, new, source, tags, order.tags or "masks", source.compared, size, wishes, has_gpu())
     if saved is not None:
         config = _as_begun(saved, config, wishes, order.out)
     return Plan(order, base, new, source, config, why, base.step + 1, replay, begun)

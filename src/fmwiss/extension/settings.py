@@ -74,7 +74,7 @@ def settle(
         new: the new classes.
         source: the photographs.
         tags: of those that are learnt from.
-        tags_origin: where they come from, for the record.
+        tags_origin: where they come from, for the record: a file, ``masks`` (the folder's own) or ``xml``.
         compared: list that predictions are compared on, or shown of.
         memory: instances per old class in the memory that is there; None: there is none.
         wishes: the user's.
@@ -90,7 +90,8 @@ def settle(
     given = wishes.config is not None
     _describe_model(values, base, new)
     data |= {
-        "source": "folder", "train_split": "train", "val_split": compared, "tags": tags_origin, "fraction": 1.0,
+        "source": "voc" if tags_origin == "xml" else "folder", "train_split": "train", "val_split": compared,
+        "tags": tags_origin, "fraction": 1.0,
         "workers": max(0, min(2, _cores() - 1)),
     }
     if foreign and not given and base.config is None:

@@ -77,7 +77,8 @@ def fetch(name: str) -> Path:
             huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors", CLASSES])
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"the model {name} is neither a folder nor to be had from the hub ({first_line(error)})") from error
+        reason = first_line(error)
+        raise UserError(f"the model {name} is neither a folder nor to be had from the hub ({reason})") from error
 
 
 def open_foreign(
@@ -90,7 +91,8 @@ def open_foreign(
 
     Args:
         folder: holds ``config.json`` and ``model.safetensors``; transformers' also ``preprocessor_config.json``.
-        labels: names of the model's outputs in order; None: its ``id2label``, or the lines of ``classes.txt`` beside it.
+        labels: names of the model's outputs in order; None: the lines of ``classes.txt`` beside it, or its
+            ``id2label``.
         background: the name among them of the label for everything else, or ``none``; None: the one called background.
         trained_with: None: what the configuration says, else ``sigmoid`` for a single output and ``softmax`` for more.
 
@@ -102,7 +104,8 @@ def open_foreign(
         family: Family = "smp"
         outputs = _count(settings.get("classes", 1), folder / CONFIG, "classes")
         if settings.get("in_channels", 3) != 3:
-            raise UserError(f"{folder / CONFIG}: the model wants {settings['in_channels']} channels; it must be RGB's 3")
+            channels = settings["in_channels"]
+            raise UserError(f"{folder / CONFIG}: the model wants {channels} channels; it must be RGB's 3")
         if trained_with is None and settings.get("activation") in ("sigmoid", "logsigmoid"):
             trained_with = "sigmoid"
     elif "model_type" in settings:
@@ -152,7 +155,7 @@ def open_foreign(
 def _load(model: AdaptedSegmenter, folder: Path) -> None:
     """Fill an adapted model with the weights of the folder."""
     if not (folder / WEIGHTS).is_file() and not (folder / f"{WEIGHTS}.index.json").is_file():
-        pickled = sorted(path.name for path in folder.glob("*.bin")) + sorted(path.name for path in folder.glob("*.pt*"))
+        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
         advice = f" ({pickled[0]} is pickled and is not read; save the model again with safetensors)" if pickled else ""
         raise UserError(f"{folder}: has no {WEIGHTS}{advice}")
     if model.architecture.family == "smp":
@@ -226,7 +229,8 @@ def _names(folder: Path, settings: dict[str, Any], outputs: int, labels: Sequenc
         try:
             labels = [str(table[str(i)]).strip() for i in range(outputs)]
         except (KeyError, TypeError) as error:
-            raise UserError(f"{origin}: id2label does not name the outputs 0 to {outputs - 1}; give --labels") from error
+            last = outputs - 1
+            raise UserError(f"{origin}: id2label does not name the outputs 0 to {last}; give --labels") from error
     if labels is None or all(_UNNAMED.fullmatch(name) for name in labels):
         raise UserError(
             f"{folder}: nothing there names the model's {outputs} outputs; give --labels \"background,car,...\", or a "
@@ -260,7 +264,7 @@ def _in_order(names: Sequence[str], background: str | None) -> tuple[tuple[int, 
     classes = [i for i in range(len(names)) if i != place]
     taken = [names[i] for i in classes if spelt[i] in BACKGROUND_NAMES[:1]]
     if taken:
-        raise UserError(f"a class named {taken[0]} beside the background --background {background}; rename it by --labels")
+        raise UserError(f"--background {background}: a class is named {taken[0]} beside it; rename it by --labels")
     order = classes if place is None else [place, *classes]
     return tuple(order), tuple(names[i] for i in classes), place is not None
 

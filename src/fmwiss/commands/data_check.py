@@ -17,6 +17,8 @@ from fmwiss.reporting.progress import track
 
 SHOWN = 20
 """Errors, or warnings, that the terminal shows; ``--json`` shows all."""
+STANDING_OUT = 10
+"""Findings whose photographs are drawn, above those of the classes."""
 NAMED = 5
 """Photographs that the terminal names of one finding."""
 
@@ -85,20 +87,19 @@ def _print_findings(title: str, findings: Sequence[Finding]) -> None:
 
 
 def _draw(check: Check, path: Path) -> bool:
-    """Draw photographs of each class and of each warning; False where there is none to draw."""
+    """Draw photographs of findings and of each class; False where there is none to draw."""
     source = check.source
     if source is None or not check.sizes:
         return False
     faulty = {image_id for finding in check.errors if finding.kind == "mask" for image_id in finding.photographs}
-    rows = []
-    for name in check.classes:
-        ids = [image_id for image_id in check.sizes if name in check.tags.get(image_id, ())]
-        rows.append(Row(name, f"{len(ids)} photographs", ids))
-    rows += [
+    rows = [
         Row(finding.kind, finding.message, there)
         for finding in check.findings
         if (there := [image_id for image_id in finding.photographs if image_id in check.sizes])
-    ]
+    ][:STANDING_OUT]
+    for name in check.classes:
+        ids = [image_id for image_id in check.sizes if name in check.tags.get(image_id, ())]
+        rows.append(Row(name, f"{len(ids)} photograph{'s' if len(ids) != 1 else ''}", ids))
     if not rows:
         rows = [Row("photographs", "", list(check.sizes))]
 

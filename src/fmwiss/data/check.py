@@ -465,6 +465,10 @@ def _look_at_lists(check: Check, source: Source) -> None:
             check.found("list", str(error))
             continue
         check.lists[training, validation] = lists[0], lists[1]
+        blind = [image_id for image_id in lists[1] if not source.has_mask(image_id)]
+        if blind:
+            check.found("list", f"{_photographs(blind)} of the list {validation} without a mask to compare predictions "
+                        "with; add masks, or leave them out of the list", sorted(blind), breaks=True)
         both = sorted(lists[0] & lists[1])
         if both:
             check.found("list", f"{_photographs(both)} both in the list {training} and in {validation}", both)

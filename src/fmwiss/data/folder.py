@@ -49,6 +49,7 @@ class Photographs:
     problems: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._prefixes = ("", f"{self.folder.name}/", f"{self.folder.resolve().as_posix()}/")
         self._by_name: dict[str, list[str]] = {}
 
     @classmethod
@@ -87,7 +88,7 @@ class Photographs:
             UserError: several have it.
         """
         name = written.strip().replace("\\", "/").removeprefix("./")
-        for prefix in ("", f"{self.folder.name}/", f"{self.folder.resolve().as_posix()}/"):
+        for prefix in self._prefixes:
             candidate = name.removeprefix(prefix)
             stem = _without_suffix(candidate)
             for image_id in dict.fromkeys((stem, candidate)):
@@ -372,8 +373,10 @@ class FolderSource:
         self.photographs = scan_folder(self.root, images)
         for problem in self.photographs.problems:
             complain(problem)
-        self.masks = self._attempt(lambda: open_masks(self.root, masks, self.photographs, complain))
-        self.tags_file = tags or self._attempt(lambda: find_tags_file(self.root, masks))
+        self.masks: IndexedMasks | CocoMasks | None = self._attempt(
+            lambda: open_masks(self.root, masks, self.photographs, complain)
+        )
+        self.tags_file: Path | None = tags or self._attempt(lambda: find_tags_file(self.root, masks))
         self.absent: list[str] = []
         self.rows: list[TagRow] = []
         named: Mapping[str, list[str]] = {}

@@ -164,6 +164,12 @@ class _Run:
         """
         for split in (self.config.data.train_split, self.config.data.val_split):
             self.source.ids(split)
+        for image_id in self.source.ids(self.config.data.val_split):
+            if not self.source.has_mask(image_id):
+                raise UserError(
+                    f"{self.data}: the photograph '{image_id}' of {self.config.data.val_split} has no mask to compare "
+                    "predictions with; add one, or leave it out of the list"
+                )
         path = self.folder / "config.yaml"
         begun = [folder.name for folder in self.folder.glob("step*") if _is_begun(folder)]
         if begun and path.is_file():
@@ -181,6 +187,11 @@ class _Run:
         if self.fabric.is_global_zero:
             write_atomically(path, lambda file: file.write_text(dump_config(self.config)))
         self.fabric.barrier()
+        if self.config.data.source != "voc":  # a user's own tags: a step without photographs is told before step 0
+            ids = self.source.ids(self.config.data.train_split)
+            tags = self._tags(ids)
+            for t in range(len(self.protocol.steps)):
+                self._photographs(t, tags, ids)
 
     def take_base(self, base: Path) -> None:
         """Copy the finished step 0 of another run, unless this run has its own.
@@ -211,7 +222,7 @@ class _Run:
         takes_memory = self._wants_memory() and bank.is_file() and self._memory_difference(bank) is None
         if self._wants_memory() and not takes_memory:
             ids = self.source.ids(self.config.data.train_split)
-            chosen = self._select(0, self._tags(ids), ids)
+            chosen = self._photographs(0, self._tags(ids), ids)
         if self.fabric.is_global_zero:
             temporary = self.folder / ".step0.tmp"
             left_out = ["state"] if takes_memory else ["state", BANK]
@@ -236,15 +247,9 @@ class _Run:
         options = training.step0 if t == 0 else training.steps
         ids = self.source.ids(self.config.data.train_split)
         tags = self._tags(ids)
-        chosen = self._select(t, tags, ids)
+        chosen = self._photographs(t, tags, ids)
         if t > 0:
             chosen = self._fraction(chosen)
-        if not chosen:
-            raise UserError(
-                f"{self.data}: no photograph{' with a mask' if t == 0 else ''} of {self.config.data.train_split} is "
-                f"tagged with a class of step {t} "
-                f"({', '.join(self.protocol.new(t))})."
-            )
         seed_everything = keyed_generator(training.seed, "step", t)
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=seed_everything)))
         method = self._base_method(options) if t == 0 else self._method(t, options)
@@ -391,10 +396,18 @@ class _Run:
         self.fabric.barrier()
         return TagIndex.load_or_build(self.source, ids, self.config.data.tags, cache)
 
-    def _select(self, t: int, tags: TagIndex, ids: list[str]) -> list[str]:
-        """The photographs of a step; those of step 0 have masks."""
+    def _photographs(self, t: int, tags: TagIndex, ids: list[str]) -> list[str]:
+        """Those that a step may use; in step 0 they have masks."""
         chosen = self.protocol.select(t, tags, ids)
-        return chosen if t > 0 else [image_id for image_id in chosen if self.source.has_mask(image_id)]
+        if t == 0:
+            chosen = [image_id for image_id in chosen if self.source.has_mask(image_id)]
+        if not chosen:
+            with_mask = " with a mask" if t == 0 and any(map(self.source.has_mask, ids)) else ""
+            raise UserError(
+                f"{self.data}: no photograph{with_mask} of {self.config.data.train_split} is tagged with a class of "
+                f"step {t} ({', '.join(self.protocol.new(t))})."
+            )
+        return chosen
 
     def _check_masks(self, names: Sequence[str], why: str) -> None:
         known = self.source.mask_classes

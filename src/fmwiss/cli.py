@@ -1,5 +1,5 @@
-"""The commands ``train``, ``evaluate``, ``bench``, ``report``, ``predict``, ``pseudo-masks``, ``classes``, ``data`` and
-``demo``.
+"""The commands ``train``, ``evaluate``, ``bench``, ``report``, ``predict``, ``pseudo-masks``, ``classes``, ``data``,
+``demo`` and ``extend``.
 
 Results go to standard output, everything else to standard error. Whatever the user can set right is told in one
 sentence with exit code 2 and without a traceback. Heavy modules are imported by the commands that need them.
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fmwiss import __version__
+from fmwiss.commands.extend import extend
 from fmwiss.errors import UserError, sentence_of
 
 if TYPE_CHECKING:
@@ -406,6 +407,9 @@ def demo(
     page = run_demo(out, seed)
     if open_it and not _open(page):
         _say(f"No browser was found to open {page}.")
+
+
+app.command()(extend)
 
 
 def main() -> None:

@@ -68,6 +68,7 @@ def train(
     precision: str = "32-true",
     cache: Path | None = None,
     base: Path | None = None,
+    source: Source | None = None,
 ) -> dict[int, Evaluation]:
     """Do every step of an experiment that is not done yet, or the given one.
 
@@ -83,13 +84,14 @@ def train(
         base: another run whose finished step 0 is taken over in place of training it; it must come from the same
             protocol, data, segmenter, seed and base settings. The memory of the old classes is made anew where the
             other run kept another one.
+        source: the data set, in place of the one in ``data``, which is then a name for messages.
 
     Returns:
         The evaluation of every step done by this call.
     """
     fabric = _fabric(devices, precision)
     fabric.launch()
-    run = _Run(config, data, weights, out, cache, fabric)
+    run = _Run(config, data, weights, out, cache, fabric, source)
     if step is not None and not 0 <= step < len(run.protocol.steps):
         raise UserError(f"--step {step}: the protocol has steps 0 to {len(run.protocol.steps) - 1}.")
     with _alone(out) if fabric.is_global_zero else nullcontext():
@@ -141,9 +143,11 @@ class _Run:
     folder: Path
     cache: Path | None
     fabric: Fabric
+    given: Source | None = None
+    """The data set, where it is not what lies in ``data``."""
 
     def __post_init__(self) -> None:
-        self.source: Source = open_source(self.config.data, self.data)
+        self.source: Source = open_source(self.config.data, self.data) if self.given is None else self.given
         self.protocol = Protocol.from_config(self.config.protocol, self.source.class_names)
         self._check_masks(self.protocol.new(0), "step 0 learns from masks")
         options = self.config.data

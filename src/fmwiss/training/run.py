@@ -22,7 +22,7 @@ from torchvision.transforms.v2.functional import resize
 from fmwiss.config import Config, OptimizationConfig, check_resumable, dump_config, load_config
 from fmwiss.data.datasets import MaskDataset, PseudoMaskSource, TrueMasks, WeakDataset
 from fmwiss.data.memory import CopyPaste, MemoryBank
-from fmwiss.data.protocols import Protocol
+from fmwiss.data.protocols import Protocol, share
 from fmwiss.data.randomness import keyed_generator
 from fmwiss.data.tags import TagIndex
 from fmwiss.data.transforms import JointTransform
@@ -51,6 +51,7 @@ from fmwiss.training.gallery import (
 )
 from fmwiss.training.located import KeptMaps, LocatedMasks
 from fmwiss.training.loop import Loop
+from fmwiss.training.reviews import StepReviews
 
 BANK = "memory_bank.safetensors"
 TAGS = "tags.json"
@@ -68,6 +69,7 @@ def train(
     precision: str = "32-true",
     cache: Path | None = None,
     base: Path | None = None,
+    review: Path | None = None,
 ) -> dict[int, Evaluation]:
     """Do every step of an experiment that is not done yet, or the given one.
 
@@ -83,13 +85,15 @@ def train(
         base: another run whose finished step 0 is taken over in place of training it; it must come from the same
             protocol, data, segmenter, seed and base settings. The memory of the old classes is made anew where the
             other run kept another one.
+        review: decisions about pseudo masks (:mod:`fmwiss.data.review`) for the steps that are not begun; by default
+            those in ``out``, if there are any. A step that is begun goes on with those that it was begun with.
 
     Returns:
         The evaluation of every step done by this call.
     """
     fabric = _fabric(devices, precision)
     fabric.launch()
-    run = _Run(config, data, weights, out, cache, fabric)
+    run = _Run(config, data, weights, out, cache, fabric, review)
     if step is not None and not 0 <= step < len(run.protocol.steps):
         raise UserError(f"--step {step}: the protocol has steps 0 to {len(run.protocol.steps) - 1}.")
     with _alone(out) if fabric.is_global_zero else nullcontext():
@@ -141,6 +145,7 @@ class _Run:
     folder: Path
     cache: Path | None
     fabric: Fabric
+    review: Path | None = None
 
     def __post_init__(self) -> None:
         self.source = VOCSource(self.data)
@@ -150,6 +155,7 @@ class _Run:
         self.transform = JointTransform(options.crop_size, options.resize, options.scale, options.flip)
         self._seconds_before = 0.0
         """What processes that were interrupted spent on the present step's locator."""
+        self.reviews = StepReviews(self.folder, self.review, self.config, self.protocol, self.source)
 
     def open(self) -> None:
         """Check that what was begun here was begun with the same configuration, and write the one given.
@@ -172,6 +178,9 @@ class _Run:
                     f"{self.folder} was started with {key} = {before} but {now} is asked for now; give the same value "
                     "or another --out"
                 )
+        finished = finished_steps(self.folder)
+        steps = [t for t in range(1, len(self.protocol.steps)) if t not in finished]
+        self.reviews.check({t: _is_begun(self.folder / f"step{t}") for t in steps})
         self.fabric.barrier()  # every process has looked before the first one writes
         if self.fabric.is_global_zero:
             write_atomically(path, lambda file: file.write_text(dump_config(self.config)))
@@ -233,7 +242,8 @@ class _Run:
         tags = self._tags(ids)
         chosen = self.protocol.select(t, tags, ids)
         if t > 0:
-            chosen = self._fraction(chosen)
+            chosen = share(chosen, self.config.data.fraction, training.seed)
+            chosen, tags = self._reviewed(t, chosen, tags)
         if not chosen:
             raise UserError(
                 f"{self.data}: no photograph of {self.config.data.train_split} is tagged with a class of step {t} "
@@ -368,6 +378,7 @@ class _Run:
             "minutes": {name: round(value / 60, 2) for name, value in seconds.items()},
             "peak_memory_gib": round(_peak_memory_gib(self.fabric.device), 2),
             "diagnostic": method.learns_from_pseudo_masks and self.config.cosegmentation.source == "true-masks",
+            **self.reviews.summary(result.step),
         }
         confusion = Confusion(names=list(result.iou), pixels=[list(row) for row in result.confusion])
         _write_json(folder / CONFUSION, confusion.model_dump(), indent=None)
@@ -385,13 +396,12 @@ class _Run:
         self.fabric.barrier()
         return TagIndex.load_or_build(self.source, ids, self.config.data.tags, cache)
 
-    def _fraction(self, ids: list[str]) -> list[str]:
-        """A random share of the photographs, in their order (Table 10)."""
-        if self.config.data.fraction == 1:
-            return ids
-        generator = keyed_generator(self.config.training.seed, "fraction")
-        kept = torch.randperm(len(ids), generator=generator)[: max(1, round(self.config.data.fraction * len(ids)))]
-        return [ids[i] for i in sorted(kept.tolist())]
+    def _reviewed(self, t: int, ids: list[str], tags: TagIndex) -> tuple[list[str], TagIndex]:
+        """The step's photographs and their tags after the review that it is begun with, if there is one."""
+        if self.fabric.is_global_zero:
+            self.reviews.begin(t, _is_begun(self.folder / f"step{t}"))
+        self.fabric.barrier()
+        return self.reviews.apply(t, ids, tags, print if self.fabric.is_global_zero else None)
 
     def _base_method(self, options: OptimizationConfig) -> Method:
         config = self.config
@@ -489,7 +499,7 @@ class _Run:
         return maps
 
     def _pseudo_masks(self, ids: list[str], tags: Mapping[str, frozenset[str]]) -> PseudoMaskSource:
-        options, seed = self.config.cosegmentation, self.config.training.seed
+        options, seed = self.reviews.cosegmentation(), self.config.training.seed
         if options.source == "true-masks":
             return TrueMasks(self.source, self.source.class_names)
         return open_pseudo_masks(

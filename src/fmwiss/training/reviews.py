@@ -19,8 +19,8 @@ from fmwiss.methods import method_class
 class StepReviews:
     """The reviews of a run's steps.
 
-    A step that is not begun takes the review that is given, else the run's own; a copy of what counts for it is put into
-    its folder. From its first checkpoint on the step goes on with that copy alone.
+    A step that is not begun takes the review that is given, else the run's own; a copy of what counts for it is put
+    into its folder. From its first checkpoint on the step goes on with that copy alone.
 
     Args:
         run: the run's folder.

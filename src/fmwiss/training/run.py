@@ -166,7 +166,7 @@ class _Run:
         for split in (self.config.data.train_split, self.config.data.val_split):
             self.source.ids(split)
         path = self.folder / "config.yaml"
-        begun = [folder.name for folder in self.folder.glob("step*") if _is_begun(folder)]
+        begun = [folder.name for folder in self.folder.glob("step*") if is_begun(folder)]
         if begun and path.is_file():
             saved = load_config(path)
             difference = base_difference(saved, self.config, self.source.class_names)
@@ -180,7 +180,7 @@ class _Run:
                 )
         finished = finished_steps(self.folder)
         steps = [t for t in range(1, len(self.protocol.steps)) if t not in finished]
-        self.reviews.check({t: _is_begun(self.folder / f"step{t}") for t in steps})
+        self.reviews.check({t: is_begun(self.folder / f"step{t}") for t in steps})
         self.fabric.barrier()  # every process has looked before the first one writes
         if self.fabric.is_global_zero:
             write_atomically(path, lambda file: file.write_text(dump_config(self.config)))
@@ -399,7 +399,7 @@ class _Run:
     def _reviewed(self, t: int, ids: list[str], tags: TagIndex) -> tuple[list[str], TagIndex]:
         """The step's photographs and their tags after the review that it is begun with, if there is one."""
         if self.fabric.is_global_zero:
-            self.reviews.begin(t, _is_begun(self.folder / f"step{t}"))
+            self.reviews.begin(t, is_begun(self.folder / f"step{t}"))
         self.fabric.barrier()
         return self.reviews.apply(t, ids, tags, print if self.fabric.is_global_zero else None)
 
@@ -615,7 +615,7 @@ def _write_json(path: Path, value: object, indent: int | None = 1) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
-def _is_begun(step: Path) -> bool:
+def is_begun(step: Path) -> bool:
     """Whether a step's folder holds a model, a checkpoint or a locator's masks."""
     kept = ("state/*", f"{LOCATOR}/state/*", f"{LOCATOR}/saliency/*", f"{LOCATOR}/masks/*")
     return (step / "model.json").is_file() or any(path for pattern in kept for path in step.glob(pattern))

@@ -129,7 +129,7 @@ def test_what_is_wrong_is_found_before_anything_is_trained(world: World) -> None
     with pytest.raises(UserError, match="photograph x, which train_aug does not list"):
         world.reviews().check({1: False})
     Review({}, {1: Threshold("cosegmentation.k", 50.0)}).write(world.run / REVIEW)
-    with pytest.raises(UserError, match="whose masks are cut by cosegmentation.plus.threshold"):
+    with pytest.raises(UserError, match=f"whose masks are cut by {PLUS}"):
         world.reviews().check({1: False})
     world.write(REVIEW, dict.fromkeys(range(len(world.ids)), "reject"))
     with pytest.raises(UserError, match="leaves none of the"):

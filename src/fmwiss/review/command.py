@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fmwiss.errors import UserError
-from fmwiss.review.server import Access, check_installed, listen, serve
+from fmwiss.review.access import Access
+from fmwiss.review.server import check_installed, listen, serve
 from fmwiss.review.session import Place, alone, find_target, open_session
 
 

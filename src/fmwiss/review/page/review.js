@@ -88,13 +88,14 @@
     const picture = context.createImageData(w, h), data = new Uint32Array(picture.data.buffer);
     const little = new Uint8Array(new Uint32Array([1]).buffer)[0] === 1;
     const colour = (r, g, b, a) => (little ? (a << 24) | (b << 16) | (g << 8) | r : (r << 24) | (g << 16) | (b << 8) | a) >>> 0;
-    const fill = view === "tint" ? colour(...COLOUR, FILL) : 0, edge = colour(255, 255, 255, 235), ring = colour(...COLOUR, 255);
+    const fill = view === "tint" ? colour(...COLOUR, FILL) : 0;
+    const line = view === "outline" ? colour(...COLOUR, 255) : colour(255, 255, 255, 235);
+    if (view === "spot") data.fill(colour(12, 14, 18, 178));
     const at = (x, y) => x >= 0 && y >= 0 && x < width && y < height && values[y * width + x] >= limit;
     for (let y = 0; y < height; y++) {
       for (let x = 0; x < width; x++) {
         if (values[y * width + x] < limit) continue;
         for (let dy = 0; dy < scale; dy++) data.fill(fill, (y * scale + dy) * w + x * scale, (y * scale + dy) * w + (x + 1) * scale);
-        const line = view === "tint" ? edge : ring;
         if (!at(x, y - 1)) data.fill(line, y * scale * w + x * scale, y * scale * w + (x + 1) * scale);
         if (!at(x, y + 1)) { const row = ((y + 1) * scale - 1) * w; data.fill(line, row + x * scale, row + (x + 1) * scale); }
         for (let dy = 0; dy < scale; dy++) {

@@ -1,5 +1,5 @@
-"""The commands ``train``, ``evaluate``, ``bench``, ``report``, ``predict``, ``pseudo-masks``, ``classes``, ``data``,
-``demo`` and ``extend``.
+"""The commands ``train``, ``evaluate``, ``bench``, ``report``, ``predict``, ``pseudo-masks``, ``review``, ``classes``,
+``data``, ``demo`` and ``extend``.
 
 Results go to standard output, everything else to standard error. Whatever the user can set right is told in one
 sentence with exit code 2 and without a traceback. Heavy modules are imported by the commands that need them.
@@ -109,6 +109,10 @@ def train(
     devices: Devices = "auto",
     precision: Precision = "32-true",
     cache: CacheFolder = None,
+    review: Annotated[
+        Path | None,
+        typer.Option("--review", help="Decisions of 'fmwiss review' for steps not begun; by default OUT/review.jsonl."),
+    ] = None,
 ) -> None:
     """Do every step that is not done yet: step 0 from masks, the others from tags."""
     from fmwiss.config import load_config
@@ -118,7 +122,9 @@ def train(
     with _results_only():
         from fmwiss.training.run import train as train_run
 
-        evaluations = train_run(experiment, data, weights, out, step, processes, _precision(precision), cache, base)
+        evaluations = train_run(
+            experiment, data, weights, out, step, processes, _precision(precision), cache, base, review=review
+        )
     if not _is_first_process():
         return
     if not evaluations:
@@ -327,6 +333,41 @@ def pseudo_masks(
     from fmwiss.reporting.tables import stages_table
 
     _print(f"IoU of pseudo masks in per cent, {split}, {figures['images']} photographs", stages_table(figures))
+
+
+@app.command()
+def review(
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="A run's folder; before training, an experiment file.", show_default=False),
+    ],
+    data: DataFolder,
+    weights: WeightsFolder = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="With an experiment file: folder for the review, that of the run to be trained."),
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option("--step", min=0, help="Classes of this step; by default the first not finished.")
+    ] = None,
+    models: Annotated[
+        bool, typer.Option("--models/--no-models", help="Whether the run's models have a say in what comes first.")
+    ] = True,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; others can reach it if it is not this "
+                                      "machine's own.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="0 takes any that is free.")] = 8765,
+    open_it: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    overrides: Overrides = None,
+    cache: CacheFolder = None,
+    device: Device = "auto",
+) -> None:
+    """Look at pseudo masks in the browser, worst first: accept, reject, try thresholds and words."""
+    with _results_only():
+        from fmwiss.review.command import review as review_masks
+        from fmwiss.review.session import Place
+
+    place = Place(data, weights, cache, _device(device))
+    review_masks(target, place, out, step, overrides or [], models, host, port, open_it)
 
 
 @app.command()

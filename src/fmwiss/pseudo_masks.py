@@ -33,7 +33,7 @@ from torch.nn.functional import interpolate
 from torchvision.transforms.v2.functional import resize
 
 from fmwiss.config import CosegmentationConfig, PlusConfig
-from fmwiss.cosegmentation import draw_seeds, fuse, scale_scores, seed_masks
+from fmwiss.cosegmentation import cut_levels, draw_seeds, fuse, mean_of_seeds, scale_scores, seed_masks
 from fmwiss.cosegmentation_plus import merge_views, plus_maps
 from fmwiss.data.randomness import keyed_generator
 from fmwiss.data.voc import VOID, canonical_class_name
@@ -703,6 +703,32 @@ class StoredPseudoMasks:
 
     def stages(self, image_id: str, classes: Sequence[str], epoch: int) -> dict[str, Tensor]:
         """M_init, M_seeds and M_refine as ``init``, ``seeds`` and ``refined``, each as :meth:`masks` gives them."""
+        init, attention, drawn = self._seeds(image_id, classes, epoch)
+        config = self.config
+        seeds = seed_masks(attention, drawn, (init.shape[1], init.shape[2]), config.k, config.binarize)
+        return {"init": init, "seeds": seeds, "refined": fuse(init, seeds, config.fusion)}
+
+    def levels(self, image_id: str, classes: Sequence[str], epoch: int) -> Tensor:
+        """Where M_refine is cut, whatever K: it is ``levels > 2 * K`` for every K that is a multiple of one half.
+
+        Returns:
+            uint8 ``(C, H, W)`` from 0 to 202.
+
+        Raises:
+            UserError: as :meth:`masks`.
+        """
+        init, attention, drawn = self._seeds(image_id, classes, epoch)
+        mean = mean_of_seeds(attention, drawn, (init.shape[1], init.shape[2]))
+        cut = (2 * cut_levels(mean, self.config.binarize) - 1e-9).ceil().clamp(0, 202)
+        cut = (cut * drawn.any(1)[:, None, None]).to(torch.uint8)
+        if self.config.fusion == "none":
+            return init * torch.tensor(202, dtype=torch.uint8)
+        if self.config.fusion == "intersection":
+            return cut * init
+        return cut.masked_fill(init, 202)
+
+    def _seeds(self, image_id: str, classes: Sequence[str], epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """M_init ``(C, H, W)``, the seed points' attention ``(C, N, gh, gw)``, and which of them count."""
         evidence = self.store.read(image_id, Evidence)
         config = self.config
         size = (evidence.grid[0] * GRID_REFINEMENT, evidence.grid[1] * GRID_REFINEMENT)
@@ -711,9 +737,7 @@ class StoredPseudoMasks:
         candidates = (scores > config.init_threshold).flatten(1) & evidence.has_attention()
         points, drawn = draw_seeds(candidates, config.n_seeds, generators)
         fine = interpolate(scores[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
-        init = fine > config.init_threshold
-        seeds = seed_masks(evidence.attention(points), drawn, size, config.k, config.binarize)
-        return {"init": init, "seeds": seeds, "refined": fuse(init, seeds, config.fusion)}
+        return fine > config.init_threshold, evidence.attention(points), drawn
 
 
 class StoredPlusMasks:
@@ -757,12 +781,28 @@ class StoredPlusMasks:
             "refined": self._cut(refined)[places],
         }
 
+    def levels(self, image_id: str, classes: Sequence[str], epoch: int) -> Tensor:
+        """Where the masks are cut, whatever the threshold: they are ``levels / 255 > threshold`` (in float32).
+
+        Returns:
+            uint8 ``(C, H, W)``.
+
+        Raises:
+            UserError: as :meth:`masks`.
+        """
+        evidence = self.store.read(image_id, PlusEvidence)
+        levels = evidence.refined * self._allowed(evidence.refined.float() / 255)
+        return levels[_places(evidence, image_id, classes)]
+
     def _cut(self, maps: Tensor) -> Tensor:
         """Masks of all the classes of a photograph, ``(C, H, W)``."""
-        masks = maps > self.config.plus.threshold
+        return (maps > self.config.plus.threshold) & self._allowed(maps)
+
+    def _allowed(self, maps: Tensor) -> Tensor:
+        """Where a class may be for all that the others say, ``(C, H, W)``."""
         if not self.config.plus.exclusive:
-            return masks
-        return masks & (maps.argmax(0) == torch.arange(len(maps))[:, None, None])
+            return torch.ones_like(maps, dtype=torch.bool)
+        return maps.argmax(0) == torch.arange(len(maps))[:, None, None]
 
 
 StoredMasks = StoredPseudoMasks | StoredPlusMasks

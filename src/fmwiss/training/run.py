@@ -22,7 +22,7 @@ from torchvision.transforms.v2.functional import resize
 from fmwiss.config import Config, OptimizationConfig, check_resumable, dump_config, load_config
 from fmwiss.data.datasets import MaskDataset, PseudoMaskSource, TrueMasks, WeakDataset
 from fmwiss.data.memory import CopyPaste, MemoryBank
-from fmwiss.data.protocols import Protocol
+from fmwiss.data.protocols import Protocol, share
 from fmwiss.data.randomness import keyed_generator
 from fmwiss.data.source import Source, open_source
 from fmwiss.data.tags import TagIndex
@@ -51,6 +51,7 @@ from fmwiss.training.gallery import (
 )
 from fmwiss.training.located import KeptMaps, LocatedMasks
 from fmwiss.training.loop import Loop
+from fmwiss.training.reviews import StepReviews
 
 BANK = "memory_bank.safetensors"
 TAGS = "tags.json"
@@ -69,6 +70,7 @@ def train(
     cache: Path | None = None,
     base: Path | None = None,
     source: Source | None = None,
+    review: Path | None = None,
 ) -> dict[int, Evaluation]:
     """Do every step of an experiment that is not done yet, or the given one.
 
@@ -85,13 +87,15 @@ def train(
             protocol, data, segmenter, seed and base settings. The memory of the old classes is made anew where the
             other run kept another one.
         source: the data set, in place of the one in ``data``, which is then a name for messages.
+        review: decisions about pseudo masks (:mod:`fmwiss.data.review`) for the steps that are not begun; by default
+            those in ``out``, if there are any. A step that is begun goes on with those that it was begun with.
 
     Returns:
         The evaluation of every step done by this call.
     """
     fabric = _fabric(devices, precision)
     fabric.launch()
-    run = _Run(config, data, weights, out, cache, fabric, source)
+    run = _Run(config, data, weights, out, cache, fabric, source, review)
     if step is not None and not 0 <= step < len(run.protocol.steps):
         raise UserError(f"--step {step}: the protocol has steps 0 to {len(run.protocol.steps) - 1}.")
     with _alone(out) if fabric.is_global_zero else nullcontext():
@@ -145,6 +149,7 @@ class _Run:
     fabric: Fabric
     given: Source | None = None
     """The data set, where it is not what lies in ``data``."""
+    review: Path | None = None
 
     def __post_init__(self) -> None:
         self.source: Source = open_source(self.config.data, self.data) if self.given is None else self.given
@@ -155,6 +160,7 @@ class _Run:
         self.transform = JointTransform(options.crop_size, options.resize, options.scale, options.flip)
         self._seconds_before = 0.0
         """What processes that were interrupted spent on the present step's locator."""
+        self.reviews = StepReviews(self.folder, self.review, self.config, self.protocol, self.source)
 
     def open(self) -> None:
         """Check that what was begun here was begun with the same configuration, and write the one given.
@@ -171,7 +177,7 @@ class _Run:
                     "predictions with; add one, or leave it out of the list"
                 )
         path = self.folder / "config.yaml"
-        begun = [folder.name for folder in self.folder.glob("step*") if _is_begun(folder)]
+        begun = [folder.name for folder in self.folder.glob("step*") if is_begun(folder)]
         if begun and path.is_file():
             saved = load_config(path)
             difference = base_difference(saved, self.config, self.source.class_names)
@@ -183,6 +189,9 @@ class _Run:
                     f"{self.folder} was started with {key} = {before} but {now} is asked for now; give the same value "
                     "or another --out"
                 )
+        finished = finished_steps(self.folder)
+        steps = [t for t in range(1, len(self.protocol.steps)) if t not in finished]
+        self.reviews.check({t: is_begun(self.folder / f"step{t}") for t in steps})
         self.fabric.barrier()  # every process has looked before the first one writes
         if self.fabric.is_global_zero:
             write_atomically(path, lambda file: file.write_text(dump_config(self.config)))
@@ -249,7 +258,8 @@ class _Run:
         tags = self._tags(ids)
         chosen = self._photographs(t, tags, ids)
         if t > 0:
-            chosen = self._fraction(chosen)
+            chosen = share(chosen, self.config.data.fraction, training.seed)
+            chosen, tags = self._reviewed(t, chosen, tags)
         seed_everything = keyed_generator(training.seed, "step", t)
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=seed_everything)))
         method = self._base_method(options) if t == 0 else self._method(t, options)
@@ -379,6 +389,7 @@ class _Run:
             "minutes": {name: round(value / 60, 2) for name, value in seconds.items()},
             "peak_memory_gib": round(_peak_memory_gib(self.fabric.device), 2),
             "diagnostic": method.learns_from_pseudo_masks and self.config.cosegmentation.source == "true-masks",
+            **self.reviews.summary(result.step),
         }
         confusion = Confusion(names=list(result.iou), pixels=[list(row) for row in result.confusion])
         _write_json(folder / CONFUSION, confusion.model_dump(), indent=None)
@@ -416,13 +427,12 @@ class _Run:
             there = f"they have {', '.join(known)}" if known else "there are none"
             raise UserError(f"{self.data}: {why}, and its masks have no class '{missing}'; {there}")
 
-    def _fraction(self, ids: list[str]) -> list[str]:
-        """A random share of the photographs, in their order (Table 10)."""
-        if self.config.data.fraction == 1:
-            return ids
-        generator = keyed_generator(self.config.training.seed, "fraction")
-        kept = torch.randperm(len(ids), generator=generator)[: max(1, round(self.config.data.fraction * len(ids)))]
-        return [ids[i] for i in sorted(kept.tolist())]
+    def _reviewed(self, t: int, ids: list[str], tags: TagIndex) -> tuple[list[str], TagIndex]:
+        """The step's photographs and their tags after the review that it is begun with, if there is one."""
+        if self.fabric.is_global_zero:
+            self.reviews.begin(t, is_begun(self.folder / f"step{t}"))
+        self.fabric.barrier()
+        return self.reviews.apply(t, ids, tags, print if self.fabric.is_global_zero else None)
 
     def _base_method(self, options: OptimizationConfig) -> Method:
         config = self.config
@@ -520,7 +530,7 @@ class _Run:
         return maps
 
     def _pseudo_masks(self, ids: list[str], tags: Mapping[str, frozenset[str]]) -> PseudoMaskSource:
-        options, seed = self.config.cosegmentation, self.config.training.seed
+        options, seed = self.reviews.cosegmentation(), self.config.training.seed
         if options.source == "true-masks":
             names = {name for image_id in ids for name in tags[image_id]}
             self._check_masks(sorted(names), "cosegmentation.source is 'true-masks'")
@@ -638,7 +648,7 @@ def _write_json(path: Path, value: object, indent: int | None = 1) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
-def _is_begun(step: Path) -> bool:
+def is_begun(step: Path) -> bool:
     """Whether a step's folder holds a model, a checkpoint or a locator's masks."""
     kept = ("state/*", f"{LOCATOR}/state/*", f"{LOCATOR}/saliency/*", f"{LOCATOR}/masks/*")
     return (step / "model.json").is_file() or any(path for pattern in kept for path in step.glob(pattern))

@@ -30,7 +30,7 @@ def model_card(record: ModelRecord, name: str) -> str:
         keep_trailing_newline=True,
     )
     templates.filters["text"] = _text
-    templates.filters["code"] = lambda value: f"`{re.sub(r'[`|\s]+', ' ', str(value))}`"
+    templates.filters["code"] = _code
     templates.filters["per_cent"] = lambda value: "-" if value is None else f"{value:.1f}"
     page = templates.get_template("card.md").render(
         record=record,
@@ -90,3 +90,8 @@ def _text(value: object) -> str:
     """Words of a user's for a line or a cell of Markdown, which they must neither leave nor mark up."""
     line = re.sub(r"\s+", " ", str(value))
     return re.sub(r"([\\`*_{}\[\]<>|#~])", r"\\\1", line)
+
+
+def _code(value: object) -> str:
+    """A name as code, which nothing in it can end."""
+    return "`" + re.sub(r"[`|\s]+", " ", str(value)) + "`"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -73,6 +74,31 @@ class _Whole(nn.Module):
         return self._logits(self.segmenter, images, images.shape[-2:]).float()
 
 
+class _SameConvolution(nn.Conv2d):
+    """TensorFlow's padding for a stride of 2, of sides whose parity a graph does not know.
+
+    timm computes how much to pad from a quotient, and torch's exporter works for many minutes on what follows from it.
+    Here a side of n pixels is first padded by one pixel too many where n is even, and then cut, so that it has
+    ``2 * ceil(n / 2)`` pixels and a constant beside, whatever n.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        (top, bottom), (left, right) = [((side - 3) // 2, (side - 1) // 2) for side in self.kernel_size]
+        padded = F.pad(images, (left + 1, right, top + 1, bottom))
+        rows, columns = (side + 1 - 2 * ((side + 1) // 2) for side in images.shape[-2:])
+        return F.conv2d(
+            padded[:, :, rows:, columns:], self.weight, self.bias, self.stride, 0, self.dilation, self.groups
+        )
+
+
+def _simplify_padding(network: nn.Module) -> None:
+    """Let the convolutions with TensorFlow's padding compute it in a way that can be exported."""
+    for module in network.modules():
+        if isinstance(module, Conv2dSame) and module.stride == (2, 2) and module.dilation == (1, 1):
+            if all(side % 2 and side > 1 for side in module.kernel_size):
+                module.__class__ = _SameConvolution
+
+
 def export(model: Model, path: str | Path, format: Format = "onnx") -> ExportReport:
     """Write a model as ONNX or as a ``torch.export`` archive (``.pt2``) that takes any batch, height and width.
 
@@ -102,9 +128,11 @@ def export(model: Model, path: str | Path, format: Format = "onnx") -> ExportRep
     if format == "onnx":
         require("an export to ONNX", "export", "onnx", "onnxscript", "onnxruntime")
     network = _Whole(copy.deepcopy(model.segmenter).cpu().float()).eval()
+    exported = copy.deepcopy(network)
+    _simplify_padding(exported)
     metadata = _metadata(model)
     with _quiet():
-        program = _program(network)
+        program = _program(exported)
         data = _onnx_bytes(program, metadata) if format == "onnx" else _torch_bytes(program, metadata)
     reports: list[ExportReport] = []
 

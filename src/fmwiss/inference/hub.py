@@ -14,7 +14,7 @@ from fmwiss.errors import UserError
 from fmwiss.files import write_atomically
 from fmwiss.foundation.weights import first_line, hub_host_found
 from fmwiss.inference.card import CARD, model_card
-from fmwiss.inference.record import RECORD, record_of
+from fmwiss.inference.record import RECORD, ModelRecord, record_of
 from fmwiss.models import Segmenter, last_step, load_segmenter
 
 if TYPE_CHECKING:
@@ -116,9 +116,7 @@ def save_pretrained(
     model: Model, folder: Path, *, license: str | None, dataset: str | None, name: str | None = None
 ) -> None:
     """See :meth:`fmwiss.Model.save_pretrained`; ``name`` is what the card calls the model, by default the folder's."""
-    record = record_of(model.segmenter, model.origin)
-    changes = {"license": _stated(license), "dataset": _stated(dataset)}
-    record = record.model_copy(update={key: value for key, value in changes.items() if value is not None})
+    record = _record(model, license, dataset)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; give a folder to save the model in")
     if (folder / "config.yaml").is_file():
@@ -126,6 +124,18 @@ def save_pretrained(
     model.segmenter.save(folder)
     _write(folder / RECORD, json.dumps(record.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
     _write(folder / CARD, model_card(record, name or folder.resolve().name))
+
+
+def card_of(model: Model, name: str, license: str | None, dataset: str | None) -> str:
+    """The card that a model would get under a name; see :meth:`fmwiss.Model.save_pretrained`."""
+    return model_card(_record(model, license, dataset), name)
+
+
+def _record(model: Model, license: str | None, dataset: str | None) -> ModelRecord:
+    """What is known about a model, with what the user says."""
+    stated = {"license": _stated(license), "dataset": _stated(dataset)}
+    record = record_of(model.segmenter, model.origin)
+    return record.model_copy(update={key: value for key, value in stated.items() if value is not None})
 
 
 def push_to_hub(

@@ -350,11 +350,17 @@ def torch_device(name: str | torch.device) -> torch.device:
     return device
 
 
-def _tiling(tile: Tile, overlap: int | None) -> tuple[int, int]:
-    """Side and overlap of windows in pixels, checked."""
+def check_tile(tile: Tile) -> int:
+    """The side of windows in pixels, or :class:`UserError` where ``tile`` is none that :meth:`Model.predict` takes."""
     side = AUTOMATIC_TILE if tile is None or tile == "auto" else tile
     if isinstance(side, bool) or not isinstance(side, int) or side < SMALLEST_TILE or side % ALIGNMENT:
         raise UserError(f"tile {tile}: must be auto, none or a multiple of {ALIGNMENT} from {SMALLEST_TILE}")
+    return side
+
+
+def _tiling(tile: Tile, overlap: int | None) -> tuple[int, int]:
+    """Side and overlap of windows in pixels, checked."""
+    side = check_tile(tile)
     margin = side // 4 // ALIGNMENT * ALIGNMENT if overlap is None else overlap
     if not 0 <= margin < side or margin % ALIGNMENT:
         raise UserError(f"overlap {overlap}: must be a multiple of {ALIGNMENT} from 0 and below the tile's {side}")

@@ -329,8 +329,10 @@ def export(
     if as_json:
         print(json.dumps(report.as_dict()))
         return
-    print(f"{out}: {report.bytes / 2**20:.1f} MiB, labels equal on {100 * report.agreement:.2f} % of the pixels, largest "
-          f"difference of logits {report.largest_difference:.2g} (largest logit {report.largest_logit:.3g})")
+    print(
+        f"{out}: {report.bytes / 2**20:.1f} MiB, labels equal on {100 * report.agreement:.2f} % of the pixels, largest "
+        f"difference of logits {report.largest_difference:.2g} (largest logit {report.largest_logit:.3g})"
+    )
 
 
 @app.command()

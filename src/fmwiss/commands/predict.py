@@ -29,7 +29,7 @@ class Options:
     """How to predict; see :meth:`fmwiss.Model.predict`."""
 
     tile: Tile = "auto"
-    resize: int | None | Literal["trained"] = "trained"
+    resize: int | Literal["trained"] | None = "trained"
     batch_size: int = 8
     frames: bool = False
     """Whether every frame's mask is written, too."""

@@ -59,9 +59,10 @@ def _metadata(record: ModelRecord, name: str) -> dict[str, Any]:
         return head
     # a result needs the name and the type of its data set; the hub has none for data of one's own
     data = record.dataset or "own data"
+    kind = re.sub(r"[^\w.-]+", "-", data).strip("-").lower()
     result = {
         "task": _TASK,
-        "dataset": {"name": data, "type": re.sub(r"[^\w.-]+", "-", data).strip("-").lower(), "split": last.figures.split},
+        "dataset": {"name": data, "type": kind, "split": last.figures.split},
         "metrics": [{"type": "mean_iou", "name": "mean IoU in per cent", "value": round(last.figures.miou.all, 2)}],
     }
     return {**head, "model-index": [{"name": name.rpartition("/")[2], "results": [result]}]}

@@ -94,18 +94,22 @@ class _SameConvolution(nn.Conv2d):
 def _simplify_padding(network: nn.Module) -> None:
     """Let the convolutions with TensorFlow's padding compute it in a way that can be exported."""
     for module in network.modules():
-        if isinstance(module, Conv2dSame) and module.stride == (2, 2) and module.dilation == (1, 1):
-            if all(side % 2 and side > 1 for side in module.kernel_size):
-                module.__class__ = _SameConvolution
+        if (
+            isinstance(module, Conv2dSame)
+            and module.stride == (2, 2)
+            and module.dilation == (1, 1)
+            and all(side % 2 and side > 1 for side in module.kernel_size)
+        ):
+            module.__class__ = _SameConvolution
 
 
 def export(model: Model, path: str | Path, format: Format = "onnx") -> ExportReport:
     """Write a model as ONNX or as a ``torch.export`` archive (``.pt2``) that takes any batch, height and width.
 
-    The input ``images`` is float32 ``(batch, 3, height, width)``, RGB in [0, 1], scaled to the working size if the model
-    has one; the normalisation is part of the graph. The output ``logits`` is float32 ``(batch, labels, height, width)``.
-    Class names, working size and colours are in the metadata (of ONNX its ``metadata_props``, of the archive the extra
-    file ``fmwiss.json``).
+    The input ``images`` is float32 ``(batch, 3, height, width)``, RGB in [0, 1], scaled to the working size if the
+    model has one; the normalisation is part of the graph. The output ``logits`` is float32
+    ``(batch, labels, height, width)``. Class names, working size and colours are in the metadata (of ONNX its
+    ``metadata_props``, of the archive the extra file ``fmwiss.json``).
 
     Before the file appears it is loaded again and compared with the model on images of several sizes, on the CPU.
 
@@ -124,7 +128,8 @@ def export(model: Model, path: str | Path, format: Format = "onnx") -> ExportRep
     if format not in ("onnx", "torch"):
         raise UserError(f"format {format}: must be onnx or torch")
     if path.is_dir():
-        raise UserError(f"{path}: is a folder; give the name of a file in it, as in {path / 'model'}.{_SUFFIXES[format]}")
+        example = path / f"model.{_SUFFIXES[format]}"
+        raise UserError(f"{path}: is a folder; give the name of a file in it, as in {example}")
     if format == "onnx":
         require("an export to ONNX", "export", "onnx", "onnxscript", "onnxruntime")
     network = _Whole(copy.deepcopy(model.segmenter).cpu().float()).eval()
@@ -183,7 +188,7 @@ def _onnx_bytes(program: torch.export.ExportedProgram, metadata: dict[str, Any])
     assert converted is not None  # only the old exporter gives nothing
     proto: onnx.ModelProto = converted.model_proto
     if proto.ByteSize() > _LARGEST_PROTOBUF:
-        raise UserError("this network is larger than the 2 GiB that one ONNX file may have; export it with format torch")
+        raise UserError("this network is larger than the 2 GiB that an ONNX file may have; export it with format torch")
     _name_axes(proto)
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
     helper.set_model_props(proto, texts)
@@ -249,7 +254,8 @@ def _compare(network: _Whole, run: Run, path: Path, format: Format, size: int) -
                 f"({first_line(error)})"
             ) from error
         if theirs.shape != ours.shape:
-            raise UserError(f"{path}: not written: {format} gives the shape {tuple(theirs.shape)}, not {tuple(ours.shape)}")
+            shapes_differ = f"{tuple(theirs.shape)}, not {tuple(ours.shape)}"
+            raise UserError(f"{path}: not written: {format} gives logits of shape {shapes_differ}")
         difference = max(difference, (ours - theirs).abs().max().item())
         largest = max(largest, ours.abs().max().item())
         same += int((ours.argmax(dim=1) == theirs.argmax(dim=1)).sum())

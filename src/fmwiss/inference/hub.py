@@ -66,7 +66,7 @@ def _open_folder(folder: Path, step: int | None) -> tuple[Segmenter, tuple[Path,
         step = last_step(folder) if step is None else step
         return load_segmenter(folder, step), (folder, step)
     if step is not None:
-        raise UserError(f"{folder}: is a single model, which has no steps; leave the step out, or give the run's folder")
+        raise UserError(f"{folder}: is a single model, without steps; leave the step out, or give the run's folder")
     _check_description(folder / DESCRIPTION)
     number = re.fullmatch(r"step(\d+)", folder.name)
     if number and (folder.parent / "config.yaml").is_file():
@@ -105,7 +105,7 @@ def _fetch(name: str, revision: str | None) -> Path:
         ) from error
     except (OSError, HFValidationError) as error:
         raise UserError(
-            f"{name}: there is no such folder, and no model of this name could be had from the hub ({first_line(error)})"
+            f"{name}: there is no such folder, and the hub could not give a model of this name ({first_line(error)})"
         ) from error
     if not (Path(folder) / DESCRIPTION).is_file():
         raise UserError(f"{name}: is on the hub, but is no model of fmwiss: it holds no {DESCRIPTION}")
@@ -151,7 +151,7 @@ def push_to_hub(
 ) -> str:
     """See :meth:`fmwiss.Model.push_to_hub`."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalTokenNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
     if not _REPOSITORY.fullmatch(repo_id):
         raise UserError(f"{repo_id}: is no name of a repository; give owner/name")
@@ -177,8 +177,8 @@ def push_to_hub(
             status = getattr(getattr(error, "response", None), "status_code", None)
             if status in (401, 403):
                 raise UserError(
-                    f"{repo_id}: the hub does not let you write there; log in (hf auth login) with a token that may, or "
-                    "give a name of your own"
+                    f"{repo_id}: the hub does not let you write there; log in (hf auth login) with a token that may, "
+                    "or give a name of your own"
                 ) from error
             raise UserError(f"{repo_id}: could not be published ({first_line(error)})") from error
     return address

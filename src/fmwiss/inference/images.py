@@ -36,8 +36,8 @@ def to_tensor(image: Photograph) -> Tensor:
 
     Args:
         image: a path (read upright, as its EXIF orientation says), a PIL image with 8 bits a channel (taken as its
-            pixels are), an array ``(H, W, 3)`` or ``(H, W)`` of uint8, or a tensor ``(3, H, W)`` of uint8 in [0, 255] or
-            of floats in [0, 1].
+            pixels are), an array ``(H, W, 3)`` or ``(H, W)`` of uint8, or a tensor ``(3, H, W)`` of uint8 in [0, 255]
+            or of floats in [0, 1].
 
     Raises:
         UserError: it is none of these, or a file that cannot be read.

@@ -10,9 +10,14 @@ from pathlib import Path
 
 from fmwiss.errors import UserError
 
-PHOTOGRAPHS = frozenset(".avif .bmp .gif .jfif .jpe .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split())
+PHOTOGRAPHS = frozenset(
+    (".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+)
 """Endings of the photographs that are taken from a folder; a file that is named itself may have any."""
-VIDEOS = frozenset(".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
+VIDEOS = frozenset(
+    (".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm",
+     ".wmv")
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,8 @@ def _expanded(name: str, out: Path) -> Iterator[tuple[Path, Path]]:
 def _of_folder(folder: Path, out: Path) -> Iterator[tuple[Path, Path]]:
     found = False
     for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and not _lies_in(Path(parent, name), out))
+        seen = [name for name in folders if not name.startswith(".") and not _lies_in(Path(parent, name), out)]
+        folders[:] = sorted(seen)
         for name in sorted(files):
             path = Path(parent, name)
             if not name.startswith(".") and path.suffix.lower() in PHOTOGRAPHS | VIDEOS:
@@ -87,7 +93,8 @@ def _of_folder(folder: Path, out: Path) -> Iterator[tuple[Path, Path]]:
                 yield path, path.relative_to(folder)
     if not found:
         raise UserError(
-            f"{folder} is a folder without photographs and videos; those that end as in .jpg, .png, .webp and .mp4 are taken"
+            f"{folder} is a folder without photographs and videos; what ends in .jpg, .png, .webp, .mp4 or the like is "
+            "taken"
         )
 
 

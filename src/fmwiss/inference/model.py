@@ -97,7 +97,7 @@ class Model:
         probabilities: Literal[False] = False,
         tile: Tile = "auto",
         overlap: int | None = None,
-        resize: int | None | Literal["trained"] = "trained",
+        resize: int | Literal["trained"] | None = "trained",
         batch_size: int = 8,
     ) -> Mask: ...
 
@@ -109,7 +109,7 @@ class Model:
         probabilities: bool = False,
         tile: Tile = "auto",
         overlap: int | None = None,
-        resize: int | None | Literal["trained"] = "trained",
+        resize: int | Literal["trained"] | None = "trained",
         batch_size: int = 8,
     ) -> Any: ...
 
@@ -121,15 +121,15 @@ class Model:
         probabilities: bool = False,
         tile: Tile = "auto",
         overlap: int | None = None,
-        resize: int | None | Literal["trained"] = "trained",
+        resize: int | Literal["trained"] | None = "trained",
         batch_size: int = 8,
     ) -> Any:
         """Segment photographs of any sizes.
 
         Args:
-            images: one photograph or several: paths, PIL images, arrays ``(H, W, 3)`` of uint8, tensors ``(3, H, W)`` of
-                uint8 or of floats in [0, 1]; see :func:`fmwiss.inference.images.to_tensor`. Arrays ``(B, H, W, 3)`` and
-                tensors ``(B, 3, H, W)`` are several.
+            images: one photograph or several: paths, PIL images, arrays ``(H, W, 3)`` of uint8, tensors ``(3, H, W)``
+                of uint8 or of floats in [0, 1]; see :func:`fmwiss.inference.images.to_tensor`. Arrays ``(B, H, W, 3)``
+                and tensors ``(B, 3, H, W)`` are several.
             probabilities: give those of every label too.
             tile: side in pixels, at the working size, of windows that a larger photograph is cut into; the logits of
                 overlapping windows are blended. A photograph that fits into one is treated as with None, which never
@@ -195,11 +195,11 @@ class Model:
             photograph = (photograph * 255).round().to(torch.uint8)
         if labels.shape != photograph.shape[-2:]:
             raise UserError(
-                f"the mask is of shape {tuple(labels.shape)} and the photograph of {tuple(photograph.shape[-2:])}; give "
-                "the mask that predict gave for this photograph"
+                f"the mask is of shape {tuple(labels.shape)} and the photograph of {tuple(photograph.shape[-2:])}; "
+                "give the mask that predict gave for this photograph"
             )
         if labels.is_floating_point() or int(labels.min()) < 0 or int(labels.max()) >= len(self.class_names):
-            raise UserError(f"the mask must hold whole labels from 0 to {len(self.class_names) - 1}, as predict gives them")
+            raise UserError(f"the mask must hold whole labels from 0 to {len(self.class_names) - 1}, as predict's do")
         return overlay(photograph, labels.to(torch.uint8), self.class_names)
 
     def save_pretrained(self, folder: str | Path, *, license: str | None = None, dataset: str | None = None) -> None:
@@ -249,7 +249,14 @@ class Model:
         from fmwiss.inference.hub import push_to_hub
 
         return push_to_hub(
-            self, repo_id, license=license, dataset=dataset, private=private, revision=revision, message=message, api=api
+            self,
+            repo_id,
+            license=license,
+            dataset=dataset,
+            private=private,
+            revision=revision,
+            message=message,
+            api=api,
         )
 
     @classmethod
@@ -367,7 +374,7 @@ def _tiling(tile: Tile, overlap: int | None) -> tuple[int, int]:
     return side, margin
 
 
-def _resize(resize: int | None | Literal["trained"], trained: int | None) -> int | None:
+def _resize(resize: int | Literal["trained"] | None, trained: int | None) -> int | None:
     if resize == "trained":
         return trained
     if resize is not None and (isinstance(resize, bool) or not isinstance(resize, int) or resize < 1):

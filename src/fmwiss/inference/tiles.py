@@ -96,7 +96,7 @@ def blended_rows(
 
 
 def resized_rows(bands: Iterable[Band], size: tuple[int, int], values: int) -> Iterator[Rows]:
-    """Resize logits bilinearly (as :func:`torch.nn.functional.interpolate` without aligned corners), a few rows at once.
+    """Resize logits bilinearly, as :func:`torch.nn.functional.interpolate` without aligned corners, rows at a time.
 
     Args:
         bands: of the logits.

@@ -1,5 +1,5 @@
-"""The commands ``train``, ``evaluate``, ``bench``, ``report``, ``predict``, ``pseudo-masks``, ``review``, ``classes``,
-``data``, ``demo`` and ``extend``.
+"""The commands ``train``, ``evaluate``, ``bench``, ``report``, ``predict``, ``export``, ``push``, ``pseudo-masks``,
+``review``, ``classes``, ``data``, ``demo`` and ``extend``.
 
 Results go to standard output, everything else to standard error. Whatever the user can set right is told in one
 sentence with exit code 2 and without a traceback. Heavy modules are imported by the commands that need them.
@@ -55,9 +55,22 @@ class DataLayout(str, Enum):
     COCO = "coco"
 
 
+class ExportFormat(str, Enum):
+    """What other runtimes read."""
+
+    ONNX = "onnx"
+    TORCH = "torch"
+
+
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="Experiment file (YAML).", show_default=False)]
 RunFolder = Annotated[
     Path, typer.Argument(metavar="RUN", help="Folder that 'fmwiss train' wrote.", show_default=False)
+]
+AnyModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A run's folder, a saved model's, or OWNER/NAME on the hub.", show_default=False
+    ),
 ]
 DataFolder = Annotated[Path, typer.Option("--data", help="Data set, laid out as data.source says.", show_default=False)]
 WeightsFolder = Annotated[
@@ -249,30 +262,119 @@ def report(
 
 @app.command()
 def predict(
-    run: RunFolder,
+    run: AnyModel,
     photographs: Annotated[
-        list[Path], typer.Argument(metavar="PHOTO...", help="Photographs of any size.", show_default=False)
+        list[str],
+        typer.Argument(
+            metavar="INPUT...",
+            help="Photographs and videos, folders of them, and globs such as 'photos/**/*.jpg'.",
+            show_default=False,
+        ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the pictures.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results.", show_default=False)],
     step: Step = None,
+    tile: Annotated[
+        str,
+        typer.Option(
+            "--tile",
+            metavar="auto|none|N",
+            help="Side in pixels of the windows that a larger photograph is cut into; auto cuts very large ones.",
+        ),
+    ] = "auto",
+    resize: Annotated[
+        str,
+        typer.Option(
+            "--resize",
+            metavar="trained|none|N",
+            help="Shorter side in pixels at which the model sees a photograph; none: the photograph's own.",
+        ),
+    ] = "trained",
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Photographs, frames or windows that are computed at once.")
+    ] = 8,
+    frames: Annotated[bool, typer.Option("--frames", help="Of a video write every frame's mask as PNG, too.")] = False,
     device: Device = "auto",
+    precision: Precision = "32-true",
+    as_json: Json = False,
 ) -> None:
-    """Segment photographs: for each an indexed PNG in VOC's palette and an overlay with a legend."""
-    _check_photographs(photographs, out)
-    with _results_only():
-        from fmwiss.data.photographs import read_photograph
-        from fmwiss.models import load_segmenter
-        from fmwiss.reporting.pictures import overlay, save_indexed_png, save_png
-        from fmwiss.reporting.progress import track
+    """Segment photographs and videos: for each photograph an indexed PNG and an overlay, for each video an overlay."""
+    from fmwiss.inference.media import find_media
 
-        model = load_segmenter(run, step).to(_device(device))
-        for path in track(photographs, "predicting"):
-            photograph = read_photograph(path)
-            labels = model.predict(photograph).cpu()
-            labels_file, overlay_file = _prediction_files(path, out)
-            save_indexed_png(labels, model.class_names, labels_file)
-            save_png(overlay(photograph, labels, model.class_names), overlay_file)
-    _say(f"{len(photographs)} predictions and as many overlays are in {out}.")
+    windows, side = _number("--tile", tile, "auto"), _number("--resize", resize, "trained")
+    media = find_media(photographs, out)
+    with _results_only():
+        from fmwiss.commands.predict import Options
+        from fmwiss.commands.predict import predict as predict_media
+        from fmwiss.inference.model import check_tile, load
+        from fmwiss.inference.video import require_video
+
+        check_tile(windows)  # type: ignore[arg-type]
+        for medium in media:
+            if medium.is_video:
+                require_video(medium.path)
+        model = load(run, step, _device(device), precision=_precision(precision))  # type: ignore[arg-type]
+        done = predict_media(model, media, Options(windows, side, batch_size, frames))  # type: ignore[arg-type]
+    if as_json:
+        print(json.dumps({"model": run, "class_names": model.class_names, **vars(done)}))
+    if done.photographs:
+        _say(f"{len(done.photographs)} predictions and as many overlays are in {out}.")
+    if done.videos:
+        _say(f"{len(done.videos)} videos with overlays are in {out}.")
+    if done.failed:
+        reasons = "; ".join(failure["reason"] for failure in done.failed)
+        raise UserError(f"{len(done.failed)} of {len(media)} files could not be read to the end: {reasons}")
+
+
+@app.command()
+def export(
+    run: AnyModel,
+    out: Annotated[Path, typer.Option("--out", help="The file.", show_default=False)],
+    format: Annotated[
+        ExportFormat, typer.Option("--format", help="onnx, or torch for an archive of torch.export (.pt2).")
+    ] = ExportFormat.ONNX,
+    step: Step = None,
+    as_json: Json = False,
+) -> None:
+    """Write a model as one file for other runtimes, after a check that its answers there are the same."""
+    with _results_only():
+        from fmwiss.inference.export import export as export_model
+        from fmwiss.inference.model import load
+
+        report = export_model(load(run, step, "cpu"), out, format.value)
+    if as_json:
+        print(json.dumps(report.as_dict()))
+        return
+    print(
+        f"{out}: {report.bytes / 2**20:.1f} MiB, labels equal on {100 * report.agreement:.2f} % of the pixels, largest "
+        f"difference of logits {report.largest_difference:.2g} (largest logit {report.largest_logit:.3g})"
+    )
+
+
+@app.command()
+def push(
+    run: AnyModel,
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Where to on the hub.", show_default=False)],
+    license: Annotated[
+        str, typer.Option("--license", help="Licence of the weights, such as cc-by-4.0.", show_default=False)
+    ],
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="What the training photographs are called, for the card.")
+    ] = None,
+    step: Step = None,
+    private: Annotated[bool, typer.Option("--private", help="Only you can see a new repository.")] = False,
+    card: Annotated[bool, typer.Option("--card", help="Print the model's card and publish nothing.")] = False,
+) -> None:
+    """Publish a model on the Hugging Face hub, with a card made from its run."""
+    with _results_only():
+        from fmwiss.inference.hub import card_of
+        from fmwiss.inference.model import load
+
+        model = load(run, step, "cpu")
+        if card:
+            text = card_of(model, repository, license, dataset)
+        else:
+            text = model.push_to_hub(repository, license=license, dataset=dataset, private=private) + "\n"
+    print(text, end="")
 
 
 @app.command("pseudo-masks")
@@ -570,20 +672,13 @@ def _device(name: str) -> torch.device:
         raise UserError(f"--device {name}: there is no such device here; give auto, cpu or cuda:0") from error
 
 
-def _check_photographs(paths: Sequence[Path], out: Path) -> None:
-    """Find what is wrong with the list before the model is loaded, and before a photograph is overwritten."""
-    writers: dict[Path, Path] = {}
-    inputs = {path.resolve() for path in paths}
-    for path in paths:
-        if path.is_dir():
-            raise UserError(f"{path} is a folder; give its photographs, as in {path}/*.jpg")
-        if not path.is_file():
-            raise UserError(f"there is no photograph {path}")
-        for target in _prediction_files(path, out):
-            if target.resolve() in inputs:
-                raise UserError(f"the prediction of {path} would overwrite the photograph {target}; give another --out")
-            if writers.setdefault(target, path) != path:
-                raise UserError(f"{writers[target]} and {path} would both be written to {target.name}; rename one")
+def _number(option: str, text: str, word: str) -> int | str | None:
+    """A number, None for none, or the word that stands for the default."""
+    if text == word or text == "none":
+        return None if text == "none" else text
+    if not text.isdecimal() or int(text) == 0:
+        raise UserError(f"{option} {text}: must be {word}, none or a number of pixels from 1")
+    return int(text)
 
 
 def _title(run: Path, step: int, images: int) -> str:
@@ -600,11 +695,6 @@ def _is_diagnostic(run: Path, step: int) -> bool:
     config = load_config(run / "config.yaml")
     learns_from_masks = method_class(config.method).learns_from_pseudo_masks
     return step > 0 and learns_from_masks and config.cosegmentation.source == "true-masks"
-
-
-def _prediction_files(photograph: Path, out: Path) -> tuple[Path, Path]:
-    """Where a photograph's labels and overlay go."""
-    return out / f"{photograph.stem}.png", out / f"{photograph.stem}_overlay.png"
 
 
 def _classes_of(

@@ -11,7 +11,6 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from browser import Chromium
 from filelock import FileLock
 from markdown import Markdown
 from matplotlib.font_manager import FontProperties
@@ -20,6 +19,7 @@ from matplotlib.textpath import TextPath
 import site_commands
 import site_docstrings
 import site_mathematics
+from browser import Chromium
 from fmwiss.cli import app
 
 ROOT = Path(__file__).parents[1]

@@ -55,6 +55,14 @@ class DataLayout(str, Enum):
     COCO = "coco"
 
 
+class EmojiLayout(str, Enum):
+    """How EmojiSeg is written."""
+
+    VOC = "voc"
+    FOLDER = "folder"
+    TAGGED = "tagged"
+
+
 class ExportFormat(str, Enum):
     """What other runtimes read."""
 
@@ -502,20 +510,28 @@ def classes(
 @data_app.command("emoji")
 def data_emoji(
     out: Annotated[Path, typer.Option("--out", help="Folder for the data set; a new or an empty one.")],
-    n_train: Annotated[int, typer.Option("--train", min=1, max=999_999, help="Scenes in train_aug.")] = 600,
+    n_train: Annotated[int, typer.Option("--train", min=1, max=999_999, help="Scenes to learn from.")] = 600,
     n_val: Annotated[int, typer.Option("--val", min=1, max=999_999, help="Scenes in val, in another style.")] = 200,
     size: Annotated[int, typer.Option("--size", min=32, max=2048, help="Longer side in pixels.")] = 160,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of all draws.")] = 0,
+    layout: Annotated[
+        EmojiLayout,
+        typer.Option("--layout", help="VOC's; a folder with tags.csv and masks; or one with tags.csv, without masks."),
+    ] = EmojiLayout.VOC,
 ) -> None:
-    """Write EmojiSeg, generated scenes with exact masks, in VOC's layout."""
+    """Write EmojiSeg, generated scenes with exact masks."""
     with _results_only():
         from fmwiss.data.emoji import EmojiSeg, write_emoji
         from fmwiss.reporting.progress import track
 
         if out.is_dir() and any(out.iterdir()):
             raise UserError(f"{out} is not empty; give a new folder with --out")
-        write_emoji(out, EmojiSeg(n_train, n_val, seed, size), track)
-    _say(f"{n_train} scenes in train_aug and {n_val} in val are in {out}.")
+        write_emoji(out, EmojiSeg(n_train, n_val, seed, size), track, layout.value)  # type: ignore[arg-type]
+    if layout is EmojiLayout.TAGGED:
+        _say(f"{n_train} scenes are in {out}, and their tags in {out / 'tags.csv'}.")
+        return
+    train_split = "train_aug" if layout is EmojiLayout.VOC else "train"
+    _say(f"{n_train} scenes in {train_split} and {n_val} in val are in {out}.")
 
 
 @data_app.command("check")

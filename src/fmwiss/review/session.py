@@ -22,8 +22,8 @@ from fmwiss.config import Config, load_config
 from fmwiss.data.protocols import Protocol, share
 from fmwiss.data.randomness import keyed_generator
 from fmwiss.data.review import REVIEW, Decision, Review, Threshold
+from fmwiss.data.source import Source, open_source
 from fmwiss.data.tags import TagIndex
-from fmwiss.data.voc import VOCSource
 from fmwiss.errors import UserError
 from fmwiss.files import write_atomically
 from fmwiss.methods import method_class
@@ -103,7 +103,7 @@ class Session:
     folder: Path
     status: Literal["finished", "begun", "open"]
     seed: int
-    source: VOCSource
+    source: Source
     classes: tuple[str, ...]
     masks: StoredMasks
     items: list[Item]
@@ -385,7 +385,8 @@ def open_session(target: Target, place: Place, step: int | None = None, with_mod
         UserError: the experiment makes no pseudo masks, there is no such step, nothing is tagged with its classes, or
             a file is damaged.
     """
-    config, source = target.config, VOCSource(place.data)
+    config = target.config
+    source = open_source(config.data, place.data)
     options, method = config.cosegmentation, method_class(config.method)
     if not method.learns_from_pseudo_masks:
         raise UserError(
@@ -469,7 +470,7 @@ class _Figures:
     def __init__(
         self,
         path: Path,
-        source: VOCSource,
+        source: Source,
         masks: StoredMasks,
         seed: int,
         models: Mapping[str, Path],

@@ -15,7 +15,7 @@ from torchvision.transforms.v2.functional import resize
 
 from fmwiss.config import VisionLanguageConfig
 from fmwiss.cosegmentation import scale_scores
-from fmwiss.data.voc import VOCSource
+from fmwiss.data.source import Source
 from fmwiss.errors import UserError
 from fmwiss.foundation import VisionLanguageModel, build_vision_language, describe_classes
 from fmwiss.names import joined
@@ -99,7 +99,7 @@ class Words:
     def __init__(
         self,
         config: VisionLanguageConfig,
-        source: VOCSource,
+        source: Source,
         weights: Path | None,
         device: torch.device,
         model: VisionLanguageModel | None = None,

@@ -10,8 +10,8 @@ from typing import Any
 from fmwiss.config import Config, CosegmentationConfig
 from fmwiss.data.protocols import Protocol
 from fmwiss.data.review import REVIEW, Applied, Review
+from fmwiss.data.source import Source
 from fmwiss.data.tags import TagIndex
-from fmwiss.data.voc import VOCSource
 from fmwiss.errors import UserError
 from fmwiss.methods import method_class
 
@@ -31,7 +31,7 @@ class StepReviews:
     """
 
     def __init__(
-        self, run: Path, given: Path | None, config: Config, protocol: Protocol, source: VOCSource
+        self, run: Path, given: Path | None, config: Config, protocol: Protocol, source: Source
     ) -> None:
         self.run = run
         self.given = given

@@ -145,7 +145,7 @@ def extend(
             replay=replay,
             labels=None if labels is None else labels.split(","),
             background=background,
-            trained_with=None if trained_with is None else trained_with.value,  # type: ignore[arg-type]
+            trained_with=None if trained_with is None else trained_with.value,
             wishes=Wishes(
                 config=config, epochs=epochs, batch_size=batch_size, crop_size=crop_size, resize=resize,
                 learning_rate=learning_rate, seed=seed, tags_complete=tags_complete, overrides=overrides or [],

@@ -99,7 +99,7 @@ def try_out(
     options = config.data
     transform = JointTransform(options.crop_size, options.resize, options.scale, options.flip)
     seed = config.training.seed
-    dataset = WeakDataset(source, ids, tags, new, transform, seed, HalfMasks(), None)  # type: ignore[arg-type]
+    dataset = WeakDataset(source, ids, tags, new, transform, seed, HalfMasks(), None)
     threads = torch.get_rng_state()
     try:
         model = Segmenter.load(folder)

@@ -287,7 +287,8 @@ def _preprocessing(folder: Path, family: Family, settings: dict[str, Any]) -> Pr
     values = _read_json(path)
     default = _IMAGENET if family == "smp" or settings.get("model_type") == "segformer" else _HALF
     try:
-        mean, std = (0.0,) * 3, (1.0,) * 3
+        mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+        std: tuple[float, ...] = (1.0, 1.0, 1.0)
         if values.get("do_normalize", True):
             mean = tuple(map(float, values.get("image_mean", default[0])))
             std = tuple(map(float, values.get("image_std", default[1])))
@@ -298,8 +299,7 @@ def _preprocessing(folder: Path, family: Family, settings: dict[str, Any]) -> Pr
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"{path}: is not an image processor's configuration ({first_line(error)})") from error
     # (x * factor - mean) / std, with x in [0, 1]
-    scaled_mean, scaled_std = ([value / factor for value in values] for values in (mean, std))
-    return Preprocessing((*scaled_mean,), (*scaled_std,), resize)  # type: ignore[arg-type]
+    return Preprocessing(tuple(m / factor for m in mean), tuple(s / factor for s in std), resize)  # type: ignore[arg-type]
 
 
 def _working_size(size: Any) -> int | None:

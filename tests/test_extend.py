@@ -240,6 +240,7 @@ def edit(path: Path, **values: Any) -> None:
 Spoil = Callable[[Path], None]
 
 SPOILT: dict[str, tuple[str, Spoil, list[str], str]] = {
+    "no such folder": ("missing/model", lambda m: None, [], "there is no folder .*|neither a folder nor to be had"),
     "no model": ("missing", lambda m: None, [], r"there is no model .*missing"),
     "an empty folder": ("unet", lambda m: [p.unlink() for p in m.iterdir()], [], "holds no step of a run"),
     "pickled": ("unet", lambda m: (m / "model.safetensors").rename(m / "pytorch_model.bin"), [], "is pickled"),

@@ -71,7 +71,10 @@ def fetch(name: str) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    require_hub(name, name, "or give the folder of a model that is here")
+    try:
+        require_hub(name, name, "")
+    except UserError as error:
+        raise UserError(f"there is no folder {name}, and the hub, which may have it, cannot be reached") from error
     try:
         return Path(
             huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors", CLASSES])
@@ -173,7 +176,7 @@ def _load(model: AdaptedSegmenter, folder: Path) -> None:
         encoder, decoder, head = parts.encoder, parts.decoder, parts.head
     model.encoder.load_state_dict(encoder.state_dict())
     model.decoder.load_state_dict(decoder.state_dict())
-    model.classifier.old.load_state_dict(head.state_dict())  # type: ignore[union-attr]
+    model.classifier.old.load_state_dict(head.state_dict())
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor], folder: Path) -> None:

@@ -114,7 +114,7 @@ def extend(
     ] = None,
     devices: Annotated[str, typer.Option("--devices", help="Number of processes, or auto.")] = "auto",
     precision: Annotated[
-        str, typer.Option("--precision", help="Such as 32-true or bf16-mixed; auto takes the faster one.")
+        str, typer.Option("--precision", help="Such as 32-true or bf16-mixed; auto takes bf16-mixed where it is faster.")
     ] = "auto",
     cache: Annotated[
         Path | None,

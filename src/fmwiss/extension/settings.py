@@ -22,11 +22,11 @@ from fmwiss.extension.base import Base, has_adapter
 ITERATIONS = 260
 """Iterations of the student at least, as in voc-mini's steps, which settle within them."""
 ITERATIONS_ON_GPU = 1000
-EPOCHS = (3, 40)
+EPOCHS = (3, 100)
 """Fewest and most epochs over the photographs."""
 WARMUP_SHARE = 0.6
 """Epochs of the teacher alone, as a share of the others: five to eight on voc-mini."""
-WARMUP_EPOCHS = (1, 25)
+WARMUP_EPOCHS = (1, 60)
 BATCH, BATCH_ON_GPU = 8, 16
 LARGEST_CROP, LARGEST_CROP_ON_GPU = 256, 512
 LARGEST_OWN_SIDE = 640

@@ -187,11 +187,27 @@ def test_replay_fills_the_memory(foreign: Path, data: Path, tmp_path: Path) -> N
     assert set(bank.classes) <= {"cat", "dog"} and bank.classes
 
 
+def test_a_segformer_without_background(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    save_segformer(tmp_path / "model", ("cat", "dog", "umbrella"), {"size": {"height": 64, "width": 64}})
+    asked = order(tmp_path / "model", data, tmp_path / "run", classes=NEW, validation=data / "val")
+    carry_out(make_plan(asked), "bf16-mixed")
+    model = load_segmenter(tmp_path / "run")
+    assert model.class_names == ("background", "cat", "dog", "umbrella", "sheep", "boat")
+    assert isinstance(model, AdaptedSegmenter) and not model.has_background and model.architecture.resize == 64
+    figures = json.loads((tmp_path / "run/step1/evaluation.json").read_text())
+    assert figures["images"] == 4 and figures["iou"]["background"] is None
+    confusion = json.loads((tmp_path / "run/step1/confusion.json").read_text())["pixels"]
+    assert not any(row[0] for row in confusion)  # label 0 is never predicted
+    changed, before = (load_file(tmp_path / f"run/step{t}/model.safetensors") for t in (1, 0))
+    assert not torch.equal(changed["classifier.old.weight"], before["classifier.old.weight"])
+
+
 def test_settings_follow_the_data_and_the_user(foreign: Path, data: Path, tmp_path: Path) -> None:
     plain = replace(order(foreign, data, tmp_path / "run"), wishes=Wishes(overrides=FOUNDATION))
     config = make_plan(plain).config
     assert config.data.resize is None and config.data.crop_size % 32 == 0
-    assert config.training.steps.epochs == 40  # few photographs: the most that it takes
+    assert config.training.steps.epochs == 100  # few photographs: the most that it takes
     assert config.training.steps.freeze_batch_norm and config.segmenter.classifier_init == "background"
     asked = replace(plain, wishes=Wishes(
         epochs=7, learning_rate=0.5, resize=48, seed=3, tags_complete=True,
@@ -240,6 +256,7 @@ def edit(path: Path, **values: Any) -> None:
 Spoil = Callable[[Path], None]
 
 SPOILT: dict[str, tuple[str, Spoil, list[str], str]] = {
+    "no such folder": ("missing/model", lambda m: None, [], "there is no folder .*|neither a folder nor to be had"),
     "no model": ("missing", lambda m: None, [], r"there is no model .*missing"),
     "an empty folder": ("unet", lambda m: [p.unlink() for p in m.iterdir()], [], "holds no step of a run"),
     "pickled": ("unet", lambda m: (m / "model.safetensors").rename(m / "pytorch_model.bin"), [], "is pickled"),

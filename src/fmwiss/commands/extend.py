@@ -114,7 +114,7 @@ def extend(
     ] = None,
     devices: Annotated[str, typer.Option("--devices", help="Number of processes, or auto.")] = "auto",
     precision: Annotated[
-        str, typer.Option("--precision", help="Such as 32-true or bf16-mixed; auto takes the faster one.")
+        str, typer.Option("--precision", help="Such as 32-true or bf16-mixed; auto takes bf16-mixed where it is faster.")
     ] = "auto",
     cache: Annotated[
         Path | None,
@@ -130,7 +130,15 @@ def extend(
     if learning_rate is not None and learning_rate <= 0:
         raise UserError(f"--learning-rate {learning_rate}: must be greater than 0")
     with contextlib.redirect_stdout(sys.stderr):
-        from fmwiss.extension.extend import Order, carry_out, estimate_rows, make_plan, measure, rows
+        from fmwiss.extension.extend import (
+            Order,
+            carry_out,
+            estimate_rows,
+            make_plan,
+            measure,
+            recorded_precision,
+            rows,
+        )
         from fmwiss.extension.settings import Wishes
 
         order = Order(
@@ -145,7 +153,7 @@ def extend(
             replay=replay,
             labels=None if labels is None else labels.split(","),
             background=background,
-            trained_with=None if trained_with is None else trained_with.value,  # type: ignore[arg-type]
+            trained_with=None if trained_with is None else trained_with.value,
             wishes=Wishes(
                 config=config, epochs=epochs, batch_size=batch_size, crop_size=crop_size, resize=resize,
                 learning_rate=learning_rate, seed=seed, tags_complete=tags_complete, overrides=overrides or [],
@@ -159,17 +167,20 @@ def extend(
         if plan.finished:
             _say(f"{out}: nothing to do, step {plan.step} is finished already.")
             return
-        _say("Trying out an iteration ...")
-        plan, estimate = measure(plan)
-    from fmwiss.reporting.tables import settings_table
-
+        begun_with = None if _is_first_process() else recorded_precision(order)
+        if begun_with is None:
+            _say("Trying out an iteration ...")
+            plan, estimate = measure(plan)
+            begun_with = estimate.precision
+            table = [*rows(plan), *estimate_rows(plan, estimate, in_words)]
     if _is_first_process():
-        table = [*rows(plan), *estimate_rows(plan, estimate, in_words)]
+        from fmwiss.reporting.tables import settings_table
+
         _print(f"{model} + {', '.join(plan.new)} -> {out}", settings_table(table))
     if dry_run:
         return
     with contextlib.redirect_stdout(sys.stderr):
-        evaluations = carry_out(plan, estimate.precision)
+        evaluations = carry_out(plan, begun_with)
     if not _is_first_process():
         return
     from fmwiss.reporting.tables import evaluation_table

@@ -191,7 +191,7 @@ def build_replay(
     known = [name for name in classes if joined(name) in map(joined, source.mask_classes)]
     table = label_table(source.mask_classes, classes, has_background=True)
     if known:
-        bank = MemoryBank.build(source, ids, table, classes, REPLAY_SIZE, min_area, seed, track)  # type: ignore[arg-type]
+        bank = MemoryBank.build(source, ids, table, classes, REPLAY_SIZE, min_area, seed, track)
         if bank.classes:
             return bank
     raise UserError(

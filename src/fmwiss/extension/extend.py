@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -119,6 +120,8 @@ def make_plan(order: Order) -> Plan:
     Raises:
         UserError: something cannot be read, does not fit, or the run was begun with something else.
     """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise UserError("fmwiss extend starts its processes itself; call it once, with --devices N")
     wishes = order.wishes
     base = open_base(order.model, order.step, order.labels, order.background, order.trained_with)
     new = check_new_classes(order.classes, base)
@@ -128,6 +131,8 @@ def make_plan(order: Order) -> Plan:
         raise UserError(f"--out {order.out} is the run that is extended; give a new folder")
     record = _record(order, base, new)
     begun = _check_record(order.out, record)
+    if wishes.batch_size is None and (order.out / RECORD).is_file():  # of another process, or of a run that was killed
+        wishes = replace(wishes, batch_size=_read_record(order.out / RECORD).get("batch_size"))
     with tempfile.TemporaryDirectory() as scratch:
         cache = order.out if begun else Path(scratch)
         training, tags = open_tagged(order.images, order.tags, order.split, new, cache / TAGS_CACHE)
@@ -165,8 +170,10 @@ def measure(plan: Plan) -> tuple[Plan, Estimate]:
         step = Path(folder) / f"step{plan.base.step}"
         estimate = try_out(
             config, step, plan.source, plan.source.tags, plan.new, order.weights, device,
-            _precision_begun(plan) or order.precision,
+            recorded_precision(order) or order.precision,
         )
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
     size = config.training.steps.batch_size
     if estimate.batch_size < size and not plan.begun and order.wishes.batch_size is None:
         wishes = replace(order.wishes, batch_size=estimate.batch_size)
@@ -184,6 +191,7 @@ def carry_out(plan: Plan, precision: str) -> dict[int, Evaluation]:
     """
     order, config = plan.order, plan.config
     record = {**_record(order, plan.base, plan.new), "precision": precision}
+    record["batch_size"] = config.training.steps.batch_size
     if not plan.begun:
         order.out.mkdir(parents=True, exist_ok=True)
         text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
@@ -316,11 +324,12 @@ def _told(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else "nothing" if value is None else str(value)
 
 
-def _precision_begun(plan: Plan) -> str | None:
+def recorded_precision(order: Order) -> str | None:
     """The precision that the run was begun with, unless another is asked for."""
-    if not plan.begun or plan.order.precision != "auto":
+    path = order.out / RECORD
+    if order.precision != "auto" or not path.is_file():
         return None
-    precision = _read_record(plan.order.out / RECORD).get("precision")
+    precision = _read_record(path).get("precision")
     return precision if isinstance(precision, str) else None
 
 

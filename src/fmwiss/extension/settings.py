@@ -22,11 +22,11 @@ from fmwiss.extension.base import Base, has_adapter
 ITERATIONS = 260
 """Iterations of the student at least, as in voc-mini's steps, which settle within them."""
 ITERATIONS_ON_GPU = 1000
-EPOCHS = (3, 40)
+EPOCHS = (3, 100)
 """Fewest and most epochs over the photographs."""
 WARMUP_SHARE = 0.6
 """Epochs of the teacher alone, as a share of the others: five to eight on voc-mini."""
-WARMUP_EPOCHS = (1, 25)
+WARMUP_EPOCHS = (1, 60)
 BATCH, BATCH_ON_GPU = 8, 16
 LARGEST_CROP, LARGEST_CROP_ON_GPU = 256, 512
 LARGEST_OWN_SIDE = 640
@@ -103,8 +103,10 @@ def settle(
         values["method"]["loss_stride"] = 4 if int(data["crop_size"]) % 4 == 0 else 1
         values["cosegmentation"]["self_supervised"]["model"] = DINO
     else:
-        data["resize"] = base.model.architecture.resize
-        why["data.resize"] = "the model's own"
+        own = base.model.architecture.resize
+        if own is not None or base.run is not None:
+            data["resize"] = own
+            why["data.resize"] = "the model's own"
     if wishes.crop_size is not None:
         data["crop_size"] = wishes.crop_size
         if int(values["method"].get("loss_stride", 1)) > 1 and wishes.crop_size % values["method"]["loss_stride"]:
@@ -134,7 +136,7 @@ def settle(
     config = _checked(values, wishes.overrides)
     why |= {override.partition("=")[0].strip(): "--set" for override in wishes.overrides}
     own = base.model.architecture.resize
-    if not foreign and config.data.resize != own:
+    if base.run is not None and config.data.resize != own:
         raise UserError(f"data.resize is {config.data.resize}, and the model's own working size is {own}; leave it out")
     if config.method.name not in ("fmwiss", "finetuning") and foreign:
         raise UserError(f"method.name={config.method.name} learns on models of fmwiss only; give fmwiss or finetuning")

@@ -23,7 +23,7 @@ PICTURES = "without-masks"
 """List of a few training photographs, whose predictions the report shows where there are none with masks."""
 
 PICTURES_SHOWN = 12
-VALIDATION_PREFIX = "val/"
+VALIDATION_PREFIX, PICTURES_PREFIX = "val/", "pictures/"
 
 
 class ExtensionSource:
@@ -64,7 +64,9 @@ class ExtensionSource:
         else:
             order = torch.randperm(len(self.tags), generator=keyed_generator(seed, "extension pictures")).tolist()
             shown = {list(tags)[place] for place in order[:PICTURES_SHOWN]}
-            self._lists[PICTURES] = [image_id for image_id in tags if image_id in shown]
+            self._lists[PICTURES] = [PICTURES_PREFIX + image_id for image_id in tags if image_id in shown]
+
+        self._compared = frozenset(self._lists[self.compared])
 
     @property
     def root(self) -> Path:
@@ -101,11 +103,11 @@ class ExtensionSource:
         return source.read_image(name)
 
     def has_mask(self, image_id: str) -> bool:
-        return self._is_validation(image_id)
+        return image_id in self._compared
 
     def read_mask(self, image_id: str) -> Tensor:
-        """As :meth:`Source.read_mask`, in the model's labels; all void for a photograph without a mask."""
-        if not self._is_validation(image_id):
+        """As :meth:`Source.read_mask`, in the model's labels; all void for a photograph that is shown without one."""
+        if self.validation is None:
             return torch.full(self.image_size(image_id), VOID, dtype=torch.uint8)
         source, name = self._of(image_id)
         return self._table[source.read_mask(name).long()]
@@ -117,13 +119,13 @@ class ExtensionSource:
     def own_tags(self, image_id: str) -> frozenset[str]:
         return self.tags.get(image_id, frozenset())
 
-    def _is_validation(self, image_id: str) -> bool:
-        return self.validation is not None and image_id not in self.tags and image_id.startswith(VALIDATION_PREFIX)
-
     def _of(self, image_id: str) -> tuple[Source, str]:
-        if self.validation is not None and self._is_validation(image_id):
-            return self.validation, image_id.removeprefix(VALIDATION_PREFIX)
-        return self.training, image_id
+        """The data set that a photograph is in, and its id there."""
+        if image_id not in self._compared:
+            return self.training, image_id
+        if self.validation is None:
+            return self.training, image_id.removeprefix(PICTURES_PREFIX)
+        return self.validation, image_id.removeprefix(VALIDATION_PREFIX)
 
 
 def label_table(theirs: Sequence[str], ours: Sequence[str], has_background: bool) -> Tensor:

@@ -164,7 +164,7 @@ class FMWISS(Method):
         Shapes as in :meth:`teacher_losses`.
         """
         options, n_old = self.options, self.n_old
-        teacher = logits.sigmoid()
+        teacher = logits.sigmoid().to(old.dtype)
         scores = logits
         if options.hard_classes == "tagged":
             scores = torch.cat([logits[:, :n_old], logits[:, n_old:].masked_fill(~truth.tags, -torch.inf)], dim=1)

@@ -124,6 +124,7 @@ class AdaptedSegmenter(Segmenter):
     """
 
     architecture: AdaptedArchitecture
+    classifier: AdaptedClassifier  # type: ignore[assignment]
 
     def __init__(self, architecture: AdaptedArchitecture) -> None:
         nn.Module.__init__(self)  # nothing of timm's is built
@@ -132,7 +133,7 @@ class AdaptedSegmenter(Segmenter):
         self.encoder, self.decoder = parts.encoder, parts.decoder
         self.upsampling = parts.upsampling
         self.divisor = parts.divisor
-        self.classifier = AdaptedClassifier(  # type: ignore[assignment]
+        self.classifier = AdaptedClassifier(
             parts.head,
             architecture.order,
             architecture.background,
@@ -167,7 +168,7 @@ class AdaptedSegmenter(Segmenter):
         return self._channels_beside
 
     def learnt_before(self) -> list[nn.Module]:
-        return [self.encoder, self.decoder, self.classifier.old]  # type: ignore[list-item]
+        return [self.encoder, self.decoder, self.classifier.old]
 
     def heads(self) -> list[nn.Module]:
         return [self.classifier.steps]

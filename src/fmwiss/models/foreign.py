@@ -71,7 +71,10 @@ def fetch(name: str) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    require_hub(name, name, "or give the folder of a model that is here")
+    try:
+        require_hub(name, name, "")
+    except UserError as error:
+        raise UserError(f"there is no folder {name}, and the hub, which may have it, cannot be reached") from error
     try:
         return Path(
             huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors", CLASSES])
@@ -173,7 +176,7 @@ def _load(model: AdaptedSegmenter, folder: Path) -> None:
         encoder, decoder, head = parts.encoder, parts.decoder, parts.head
     model.encoder.load_state_dict(encoder.state_dict())
     model.decoder.load_state_dict(decoder.state_dict())
-    model.classifier.old.load_state_dict(head.state_dict())  # type: ignore[union-attr]
+    model.classifier.old.load_state_dict(head.state_dict())
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
@@ -287,7 +290,8 @@ def _preprocessing(folder: Path, family: Family, settings: dict[str, Any]) -> Pr
     values = _read_json(path)
     default = _IMAGENET if family == "smp" or settings.get("model_type") == "segformer" else _HALF
     try:
-        mean, std = (0.0,) * 3, (1.0,) * 3
+        mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+        std: tuple[float, ...] = (1.0, 1.0, 1.0)
         if values.get("do_normalize", True):
             mean = tuple(map(float, values.get("image_mean", default[0])))
             std = tuple(map(float, values.get("image_std", default[1])))
@@ -298,8 +302,7 @@ def _preprocessing(folder: Path, family: Family, settings: dict[str, Any]) -> Pr
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"{path}: is not an image processor's configuration ({first_line(error)})") from error
     # (x * factor - mean) / std, with x in [0, 1]
-    scaled_mean, scaled_std = ([value / factor for value in values] for values in (mean, std))
-    return Preprocessing((*scaled_mean,), (*scaled_std,), resize)  # type: ignore[arg-type]
+    return Preprocessing(tuple(m / factor for m in mean), tuple(s / factor for s in std), resize)  # type: ignore[arg-type]
 
 
 def _working_size(size: Any) -> int | None:

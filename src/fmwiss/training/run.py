@@ -199,8 +199,10 @@ class _Run:
         if self.config.data.source != "voc":  # a user's own tags: a step without photographs is told before step 0
             ids = self.source.ids(self.config.data.train_split)
             tags = self._tags(ids)
+            finished = finished_steps(self.folder)
             for t in range(len(self.protocol.steps)):
-                self._photographs(t, tags, ids)
+                if t not in finished:
+                    self._photographs(t, tags, ids)
 
     def take_base(self, base: Path) -> None:
         """Copy the finished step 0 of another run, unless this run has its own.

@@ -39,7 +39,7 @@ def reviewed(world: Any, tags_index: Path, tmp_path_factory: pytest.TempPathFact
     yield address, run
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 0
+    assert process.wait(120) == 0
 
 
 @pytest.fixture

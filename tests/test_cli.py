@@ -122,14 +122,16 @@ def test_help_is_quick_and_loads_no_heavy_module() -> None:
         "print(seconds, file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for command in ("train", "evaluate", "bench", "report", "predict", "pseudo-masks", "classes", "demo"):
+    for command in ("train", "evaluate", "bench", "report", "predict", "pseudo-masks", "review", "classes", "demo"):
         assert command in done.stdout
 
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["train"], ["evaluate"], ["bench"], ["report"], ["predict"], ["pseudo-masks"], ["classes"], ["demo"],
-     ["data", "emoji"], ["data", "check"]],
+    [
+        [], ["train"], ["evaluate"], ["bench"], ["report"], ["predict"], ["pseudo-masks"], ["review"], ["classes"],
+        ["demo"], ["data", "emoji"], ["data", "check"],
+    ],
 )
 def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*command, "--help"]) == 0

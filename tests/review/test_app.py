@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -281,6 +282,15 @@ def test_names_that_no_stranger_can_give_are_answered(shared: Client, host: str)
 
 def test_a_link_on_another_site_may_open_the_page(shared: Client) -> None:
     assert shared.get("/", Sec_Fetch_Site="cross-site").status == 200
+
+
+def test_a_full_disk_is_told_on_the_page(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Review, path: Path) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Review, "write", full)
+    client.decide([0], "reject").refused(507, "the disk is full")
+    assert client.get("/api/session").json["undoable"] == 0
 
 
 def test_beyond_this_machine_a_key_is_needed(session: Session) -> None:

@@ -34,10 +34,12 @@ def reviewed(world: Any, tags_index: Path, tmp_path_factory: pytest.TempPathFact
     words = ["review", world.experiment, "--out", run, "--port", "0", "--data", world.data, "--cache", world.cache]
     process = subprocess.Popen([*PROGRAM, *map(str, words)], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
     assert process.stdout is not None
-    yield process.stdout.readline().strip(), run
+    address = process.stdout.readline().strip()
+    assert address.startswith("http://127.0.0.1:"), "the command did not begin to serve"
+    yield address, run
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 0
+    assert process.wait(120) == 0
 
 
 @pytest.fixture

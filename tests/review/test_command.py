@@ -15,7 +15,7 @@ import yaml
 
 from fmwiss import cli
 from fmwiss.config import dump_config, load_config
-from fmwiss.models.segmenter import Architecture, Segmenter
+from fmwiss.models.segmenter import Architecture, Segmenter, load_segmenter
 from fmwiss.review.session import find_target, open_session
 
 
@@ -98,8 +98,10 @@ WRONG: dict[str, tuple[Callable[[Case], list[object]], str]] = {
     "step 0": (lambda c: c.before_training("--step", 0), "learns from masks"),
     "a step beyond the protocol": (lambda c: c.before_training("--step", 2), "the protocol has steps 0 to 1"),
     "a protocol of one step": (lambda c: c.changed(protocol={"steps": [["cat"]]}), "no step that learns from tags"),
-    "a method without pseudo masks": (lambda c: c.settings("method={name: wilson}"), "makes no pseudo masks to review"),
-    "a run of such a method": (lambda c: c.words(c.run("method={name: cam}")), "makes no pseudo masks to review"),
+    "a method without pseudo masks": (lambda c: c.changed(method={"name": "wilson"}), "makes no pseudo masks"),
+    "a run of such a method": (
+        lambda c: (c.changed(method={"name": "cam"}), c.words(c.run()))[1], "makes no pseudo masks to review"
+    ),
     "the true masks": (lambda c: c.settings("cosegmentation.source=true-masks"), "is true-masks"),
     "classes that nothing shows": (
         lambda c: c.changed(protocol={"steps": [["cat"], ["umbrella"]]}, data={"train_split": "val"}),
@@ -134,7 +136,8 @@ def test_wrong_input_gets_one_sentence_and_exit_code_2(
     name: str, world: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     build, expected = WRONG[name]
-    words = build(Case(world, tmp_path))
+    case = Case(world, tmp_path)
+    words = build(case)
     capfd.readouterr()
     code = cli.run([str(word) for word in words])
     out, err = capfd.readouterr()
@@ -177,4 +180,8 @@ def test_the_models_of_a_run_have_a_say(world: Any, tags_index: Path, tmp_path: 
     assert finished.status == "finished" and set(finished.items[0].terms) == {"stages", "old model", "new model"}
     for one, other in zip(begun.items, finished.items, strict=True):
         assert one.terms["old model"] == other.terms["old model"] and 0 <= other.terms["new model"] <= 1
-    assert len({item.terms["old model"] for item in begun.items}) > 1
+        mask = begun.masks.masks(one.image_id, [one.name], 0)[0]
+        seen = load_segmenter(run, 1).predict(begun.source.read_image(one.image_id))
+        seen = torch.nn.functional.interpolate(seen[None, None].float(), size=mask.shape, mode="nearest-exact")[0, 0]
+        right = seen == 1 + [*world.base, *world.new].index(one.name)
+        assert other.terms["new model"] == pytest.approx(1 - float((right & mask).sum() / (right | mask).sum()))

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from fmwiss.errors import UserError
+from fmwiss.errors import UserError, sentence_of
 from fmwiss.review.access import COOKIE, Access, refusal
 from fmwiss.review.session import Item, Order, Session, Show
 
@@ -55,6 +55,10 @@ def build_app(session: Session, access: Access) -> FastAPI:
     @app.exception_handler(UserError)
     async def told(request: Request, error: Exception) -> Response:
         return refused(409, str(error))
+
+    @app.exception_handler(OSError)
+    async def not_written(request: Request, error: Exception) -> Response:
+        return refused(507, sentence_of(error) or "the file cannot be written")
 
     @app.exception_handler(HTTPException)
     async def not_there(request: Request, error: Exception) -> Response:

@@ -168,7 +168,12 @@
     for (const [decision, text, key] of SAYINGS) {
       const button = make("button", { type: "button", className: `say ${decision}` }, text + " ", make("kbd", { textContent: key }));
       button.dataset.say = decision;
-      button.addEventListener("click", (event) => { event.stopPropagation(); decide(number(), decision, false); });
+      button.addEventListener("click", (event) => {
+        event.stopPropagation();
+        decide(number(), decision, false);
+        if (!event.detail) return; // by key: the focus stays on the button
+        if ($("large").open) $("large-frame").focus(); else select(cards.get(number()));
+      });
       onto.append(button);
     }
   }
@@ -462,7 +467,7 @@
     const strip = make("div", { className: "strip" });
     let other = false;
     for (const picture of answer.pictures) {
-      const image = make("img", { alt: picture.image, loading: "lazy", src: `/api/photographs/${picture.photograph}?side=320` });
+      const image = make("img", { alt: picture.image, src: `/api/photographs/${picture.photograph}?side=320` });
       const canvas = make("canvas"), shot = make("div", { className: "shot" }, image, canvas);
       shot.style.setProperty("--ratio", picture.ratio);
       const figure = make("figure", { title: picture.image }, make("div", { className: "frame" }, shot),
@@ -483,21 +488,23 @@
     if (asking) asking.abort();
     const word = $("word").value.trim();
     if (!word) { if (live) live.node.remove(); live = null; tell($("word-alert"), null); return; }
-    asking = new AbortController();
+    const mine = asking = new AbortController(), name = $("word-class").value;
+    if (keep) { asking = null; $("word").value = ""; } // what is to be kept is not given up for the next word
+    const known = live && live.answer.asked === word && live.answer.class === name ? live.answer : null;
     if (live) live.node.classList.add("waiting");
     try {
-      const query = new URLSearchParams({ word, class: $("word-class").value });
-      const answer = await get(`/api/words?${query}`, { signal: asking.signal });
+      const answer = known || await get(`/api/words?${new URLSearchParams({ word, class: name })}`, { signal: mine.signal });
+      answer.asked = word;
       tell($("word-alert"), null);
-      if (live) live.node.remove();
-      live = null;
+      if (live && (!keep || live.answer.asked === word)) { live.node.remove(); live = null; }
       const entry = { answer, node: wordRow(answer, keep) };
-      $("rows").prepend(entry.node);
-      if (keep) { rows.unshift(entry); $("word").value = ""; hint(); } else live = entry;
+      if (keep && live) live.node.after(entry.node); else $("rows").prepend(entry.node);
+      if (keep) { rows.unshift(entry); hint(); } else live = entry;
     } catch (error) {
       if (error.name === "AbortError") return;
       if (live) live.node.remove();
       live = null;
+      if (keep && !$("word").value) $("word").value = word;
       tell($("word-alert"), error);
     }
   }

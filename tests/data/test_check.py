@@ -52,7 +52,8 @@ def test_changed_copies_look_the_same_and_other_photographs_do_not() -> None:
     for picture in pictures[:4]:
         jpeg = io.BytesIO()
         picture.save(jpeg, format="JPEG", quality=40)
-        copies = [Image.open(jpeg), picture.resize((picture.width // 2, picture.height // 2)), ImageEnhance.Brightness(picture).enhance(0.8)]
+        half = picture.resize((picture.width // 2, picture.height // 2))
+        copies = [Image.open(jpeg), half, ImageEnhance.Brightness(picture).enhance(0.8)]
         assert all(distance(picture, copy) <= NEAR for copy in copies), [distance(picture, copy) for copy in copies]
     others = [distance(a, b) for place, a in enumerate(pictures) for b in pictures[:place]]
     assert min(others) > NEAR + 8, min(others)
@@ -156,6 +157,11 @@ def test_vocs_layout(tiny_voc: Path, tmp_path: Path) -> None:
     check = check_data(tiny_voc)
     assert not check.errors and len(check.photographs) == check.masks == 24
     assert sum(count for _, count in check.classes.values()) > 24 and check.classes["sheep"][1] > 2
+    table = tmp_path / "table.csv"
+    table.write_text("file,tags\n" + "".join(f"{image_id}.jpg,cow;sheep\n" for image_id in check.photographs))
+    assert check_data(tiny_voc, tags=table).classes["sheep"][0] == 24
+    table.write_text("file,tags\nval_000000.jpg,shep\n")
+    assert "unknown class 'shep'" in check_data(tiny_voc, tags=table).errors[0].message
     spoilt = tmp_path / "voc"
     shutil.copytree(tiny_voc, spoilt)
     (spoilt / "SegmentationClassAug/val_000001.png").unlink()

@@ -106,6 +106,14 @@ def test_tags_from_sub_folders(tmp_path: Path) -> None:
     assert tags_of(FolderSource(tmp_path)) == {"cat/1": {"dog"}, "pallet jack/new/2": set(), "3": set()}
 
 
+def test_the_sub_folder_of_a_photograph_with_a_mask_is_no_tag(folder: Path) -> None:
+    mask(folder / "masks/deep/er/c.png", [[1] * 12] * 8)
+    photograph(folder / "images/forklift/e.jpg")
+    (folder / "classes.txt").write_text("cat\n")
+    source = FolderSource(folder)
+    assert source.class_names == ("cat", "forklift") and source.own_tags("deep/er/c") == frozenset()
+
+
 def test_photographs_and_tags_may_lie_apart(folder: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere.csv"
     elsewhere.write_text(f"file,tags\nimages/a.jpg,cat\n{(folder / 'images').resolve()}/b.JPEG,dog\n")

@@ -186,10 +186,12 @@ class _Run:
         if self.config.data.source != "voc":  # a user's own tags: a step without photographs is told before step 0
             ids = self.source.ids(self.config.data.train_split)
             tags = self._tags(ids)
+            finished = finished_steps(self.folder)
             for t in range(len(self.protocol.steps)):
-                chosen = self._photographs(t, tags, ids)
-                if t > 0 and self._learns_truth():
-                    self._check_truth(t, chosen)
+                if t not in finished:
+                    chosen = self._photographs(t, tags, ids)
+                    if t > 0 and self._learns_truth():
+                        self._check_truth(t, chosen)
 
     def take_base(self, base: Path) -> None:
         """Copy the finished step 0 of another run, unless this run has its own.

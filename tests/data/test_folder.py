@@ -106,6 +106,17 @@ def test_tags_from_sub_folders(tmp_path: Path) -> None:
     assert tags_of(FolderSource(tmp_path)) == {"cat/1": {"dog"}, "pallet jack/new/2": set(), "3": set()}
 
 
+def test_accents_may_be_written_in_two_ways(tmp_path: Path) -> None:
+    one, two = "K\u00e4fer", "Ka\u0308fer"  # one character, or a letter and an accent, as in names from some systems
+    photograph(tmp_path / "images" / f"{two}.jpg")
+    mask(tmp_path / "masks" / f"{one}.png", [[1] * 12] * 8)
+    (tmp_path / "classes.txt").write_text(f"{two}\n", encoding="utf-8")
+    (tmp_path / "tags.csv").write_text(f"file,tags\n{one}.jpg,{one};owl\n", encoding="utf-8")
+    source = FolderSource(tmp_path)
+    assert source.ids("all") == [one] and source.has_mask(one) and source.read_mask(one).all()
+    assert source.class_names == (two, "owl") and source.own_tags(one) == {two, "owl"} and not source.absent
+
+
 def test_the_sub_folder_of_a_photograph_with_a_mask_is_no_tag(folder: Path) -> None:
     mask(folder / "masks/deep/er/c.png", [[1] * 12] * 8)
     photograph(folder / "images/forklift/e.jpg")

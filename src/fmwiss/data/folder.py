@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +50,8 @@ class Photographs:
     problems: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._prefixes = ("", f"{self.folder.name}/", f"{self.folder.resolve().as_posix()}/")
+        folders = (self.folder.name, self.folder.resolve().as_posix())
+        self._prefixes = ("", *(f"{_composed(folder)}/" for folder in folders))
         self._by_name: dict[str, list[str]] = {}
 
     @classmethod
@@ -64,7 +66,7 @@ class Photographs:
         for path in sorted(_files(folder, frozenset(without))):
             if path.suffix.lower() not in PHOTOGRAPHS:
                 continue
-            image_id = path.relative_to(folder).with_suffix("").as_posix()
+            image_id = _id_of(path, folder)
             if image_id in found.paths:
                 found.problems.append(
                     f"{found.paths[image_id]} and {path.name} differ in their suffixes only; a photograph is known by "
@@ -87,7 +89,7 @@ class Photographs:
         Raises:
             UserError: several have it.
         """
-        name = written.strip().replace("\\", "/").removeprefix("./")
+        name = _composed(written.strip().replace("\\", "/").removeprefix("./"))
         for prefix in self._prefixes:
             candidate = name.removeprefix(prefix)
             stem = _without_suffix(candidate)
@@ -102,6 +104,15 @@ class Photographs:
         if len(there) > 1:
             raise UserError(f"'{written}' may be {there[0]} or {there[1]} in {self.folder}; write the sub-folder too")
         return there[0] if there else None
+
+
+def _id_of(path: Path, folder: Path) -> str:
+    return _composed(path.relative_to(folder).with_suffix("").as_posix())
+
+
+def _composed(name: str) -> str:
+    """Accents as one character with their letters; some systems write file names with two."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _files(folder: Path, without: frozenset[str]) -> Iterator[Path]:
@@ -153,7 +164,7 @@ class IndexedMasks:
         self.class_names = _read_classes(classes, folder)
         files = _files(folder, frozenset())
         self._paths = {
-            path.relative_to(folder).with_suffix("").as_posix(): path
+            _id_of(path, folder): path
             for path in sorted(files)
             if path.suffix.lower() == ".png"
         }

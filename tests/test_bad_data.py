@@ -342,5 +342,5 @@ def test_the_program_itself_tells_a_fault_and_exits_with_2(tmp_path: Path) -> No
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and "line 2, has 3 cells" in sentence(done.stderr)
     found = json.loads(done.stdout)
-    assert [error["kind"] for error in found["errors"]] == ["layout", "layout"]
+    assert [error["kind"] for error in found["errors"]] == ["folder", "folder"]
     assert (tmp_path / found["picture"]).is_file()

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
-from fmwiss.config import DataConfig
+from fmwiss.config import Config, DataConfig
 from fmwiss.data.folder import FolderSource
 from fmwiss.data.protocols import Protocol
 from fmwiss.data.source import open_source
@@ -219,6 +222,14 @@ def test_without_masks_everything_is_for_training(folder: Path) -> None:
     assert source.ids("train") == source.ids("all")
     with pytest.raises(UserError, match="has 0 photographs with masks, too few to compare"):
         source.ids("val")
+
+
+def test_the_experiment_of_the_documentation_is_one() -> None:
+    page = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
+    found = re.search(r"^    data:\n      source: folder\n(    .*\n)+", page, re.MULTILINE)
+    assert found is not None
+    config = Config.model_validate(yaml.safe_load(textwrap.dedent(found[0])))
+    assert config.data.source == "folder" and config.protocol.steps[1] == ["forklift", "pallet jack"]
 
 
 def test_the_experiment_file_chooses_the_source(folder: Path, tiny_voc: Path) -> None:

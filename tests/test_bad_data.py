@@ -83,6 +83,9 @@ def truncated(path: Path) -> None:
 CHECKED: dict[str, tuple[Callable[[Folder], object], str]] = {
     "no photographs": (
         lambda f: f.remove("images"), "{root} holds no photograph; put JPEG, PNG or WebP files into it"),
+    "photographs of another kind": (
+        lambda f: (f.remove("images"), f.write("images/1.HEIC", "")),
+        "{root}/images holds no photograph but pictures like 1.HEIC; put JPEG, PNG or WebP files into it"),
     "a photograph that is cut off": (
         lambda f: truncated(f.root / "images/2.jpg"), "{root}/images/2.jpg cannot be read, it is truncated or no pic"),
     "a photograph that is a text": (

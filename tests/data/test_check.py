@@ -103,6 +103,9 @@ def kinds(check: Check) -> dict[str, list[tuple[str, ...]]]:
 def test_what_is_worth_a_look_is_told_and_breaks_nothing(tmp_path: Path) -> None:
     write(tmp_path, *range(8))
     shutil.copy(tmp_path / "images/0.png", tmp_path / "images/copy.png")
+    for name in ("x.HEIC", "sub/y.tiff", "notes.txt"):
+        (tmp_path / "images" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "images" / name).touch()
     scene(1).save(tmp_path / "images/near.jpg", quality=60)
     scene(30).resize((60, 80)).save(tmp_path / "images/small.png")
     scene(31).resize((1000, 100)).save(tmp_path / "images/long.png")
@@ -122,10 +125,11 @@ def test_what_is_worth_a_look_is_told_and_breaks_nothing(tmp_path: Path) -> None
     assert messages["spellings"] == "'fork-lift', 'Fork lift' are taken as the same class"
     assert messages["similar names"].startswith("'cat' (5) and 'cats' (1) are singular and plural")
     assert "9, which is not in" in messages["tags without files"]
+    assert "2 pictures of kinds that are not read: sub/y.tiff, x.HEIC; save" in messages["other pictures"]
     assert check.classes == {"cat": (5, 0), "cats": (1, 0), "dog": (3, 0), "fork-lift": (2, 0)}
     assert set(found) == {
         "duplicate", "near-duplicate", "size", "files without tags", "empty tags", "tags seen once", "spellings",
-        "similar names", "tags without files", "list",
+        "similar names", "tags without files", "list", "other pictures",
     }
 
 

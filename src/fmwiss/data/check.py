@@ -185,6 +185,11 @@ def _open(check: Check, tags: Path | None) -> Source:
         check.root, tags=tags, masks=masks, complain=lambda sentence: check.found("folder", sentence, breaks=True)
     )
     check.photographs = list(folder.photographs.paths)
+    others = folder.photographs.others
+    if others:
+        names = [path.relative_to(folder.photographs.folder).as_posix() for path in others]
+        check.found("other pictures", f"{_count(others, 'picture')} of kinds that are not read: {_some(names)}; save "
+                    "them as JPEG, PNG or WebP")
     return folder
 
 

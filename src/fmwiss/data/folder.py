@@ -24,6 +24,7 @@ from fmwiss.errors import UserError
 from fmwiss.names import joined
 
 PHOTOGRAPHS = (".jpg", ".jpeg", ".png", ".webp")
+OTHER_PICTURES = (".avif", ".bmp", ".cr2", ".dng", ".gif", ".heic", ".heif", ".jp2", ".nef", ".tif", ".tiff")
 TAG_FILES = ("tags.csv", "tags.jsonl", "tags.json", "instances.json")
 BACKGROUND = "background"
 VALIDATION_SHARE = 0.2
@@ -42,11 +43,13 @@ class Photographs:
     Attributes:
         folder: where they are.
         paths: by id, ascending.
+        others: pictures of kinds that are not read.
         problems: a sentence about everything that is wrong.
     """
 
     folder: Path
     paths: dict[str, Path] = field(default_factory=dict)
+    others: list[Path] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -64,6 +67,8 @@ class Photographs:
         """
         found = cls(folder)
         for path in sorted(_files(folder, frozenset(without))):
+            if path.suffix.lower() in OTHER_PICTURES:
+                found.others.append(path)
             if path.suffix.lower() not in PHOTOGRAPHS:
                 continue
             image_id = _id_of(path, folder)
@@ -75,7 +80,8 @@ class Photographs:
             else:
                 found.paths[image_id] = path
         if not found.paths:
-            found.problems.append(f"{folder} holds no photograph; put JPEG, PNG or WebP files into it")
+            there = f" but pictures like {found.others[0].name}" if found.others else ""
+            found.problems.append(f"{folder} holds no photograph{there}; put JPEG, PNG or WebP files into it")
         for image_id in found.paths:
             found._by_name.setdefault(image_id.rpartition("/")[2], []).append(image_id)
         return found

@@ -151,7 +151,7 @@ def check_data(
     try:
         source = _open(check, tags)
     except UserError as error:
-        check.found("layout", str(error), breaks=True)
+        check.found("folder", str(error), breaks=True)
         return check
     check.source = source
     if not check.photographs:
@@ -182,9 +182,14 @@ def _open(check: Check, tags: Path | None) -> Source:
         return source
     masks: Literal["png", "coco"] = "coco" if check.layout == "coco" else "png"
     folder = FolderSource(
-        check.root, tags=tags, masks=masks, complain=lambda sentence: check.found("layout", sentence, breaks=True)
+        check.root, tags=tags, masks=masks, complain=lambda sentence: check.found("folder", sentence, breaks=True)
     )
     check.photographs = list(folder.photographs.paths)
+    others = folder.photographs.others
+    if others:
+        names = [path.relative_to(folder.photographs.folder).as_posix() for path in others]
+        check.found("other pictures", f"{_count(others, 'picture')} of kinds that are not read: {_some(names)}; save "
+                    "them as JPEG, PNG or WebP")
     return folder
 
 

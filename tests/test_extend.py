@@ -27,6 +27,7 @@ from fmwiss.data.voc import VOID
 from fmwiss.errors import UserError
 from fmwiss.extension.extend import Order, Plan, carry_out, make_plan, measure
 from fmwiss.extension.settings import Wishes
+from fmwiss.models import foreign as foreign_reader
 from fmwiss.models import load_segmenter
 from fmwiss.models.adapted import AdaptedSegmenter
 from fmwiss.training import loop as training_loop
@@ -256,7 +257,6 @@ def edit(path: Path, **values: Any) -> None:
 Spoil = Callable[[Path], None]
 
 SPOILT: dict[str, tuple[str, Spoil, list[str], str]] = {
-    "no such folder": ("missing/model", lambda m: None, [], "there is no folder .*|neither a folder nor to be had"),
     "no model": ("missing", lambda m: None, [], r"there is no model .*missing"),
     "an empty folder": ("unet", lambda m: [p.unlink() for p in m.iterdir()], [], "holds no step of a run"),
     "pickled": ("unet", lambda m: (m / "model.safetensors").rename(m / "pytorch_model.bin"), [], "is pickled"),
@@ -356,6 +356,15 @@ def test_another_order_in_the_same_folder_is_refused(foreign: Path, data: Path, 
         make_plan(order(foreign, data, tmp_path / "letters"))
     with pytest.raises(UserError, match="is the run that is extended"):
         make_plan(order(extended, data, extended, classes=["boat"]))
+
+
+def test_a_name_that_may_be_a_hubs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object) -> None:
+        raise UserError("no network")
+
+    monkeypatch.setattr(foreign_reader, "require_hub", unreachable)
+    with pytest.raises(UserError, match=r"there is no folder runs/old, and the hub"):
+        foreign_reader.fetch("runs/old")
 
 
 def test_one_photograph_is_too_few(foreign: Path, data: Path, tmp_path: Path) -> None:

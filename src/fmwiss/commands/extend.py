@@ -114,7 +114,7 @@ def extend(
     ] = None,
     devices: Annotated[str, typer.Option("--devices", help="Number of processes, or auto.")] = "auto",
     precision: Annotated[
-        str, typer.Option("--precision", help="Such as 32-true or bf16-mixed; auto takes bf16-mixed where it is faster.")
+        str, typer.Option("--precision", help="Such as 32-true or bf16-mixed; by default bf16-mixed if it is faster.")
     ] = "auto",
     cache: Annotated[
         Path | None,

@@ -104,7 +104,7 @@ def try_out(
     transform = JointTransform(options.crop_size, options.resize, options.scale, options.flip)
     seed = config.training.seed
     dataset = WeakDataset(source, ids, tags, new, transform, seed, HalfMasks(), None)
-    threads = torch.get_rng_state()
+    draws = torch.get_rng_state()
     try:
         model = Segmenter.load(folder)
         prediction = _predict(model.to(device), source, ids[0])
@@ -131,7 +131,7 @@ def try_out(
         del trial
         masks = _pseudo_mask_seconds(config, source, tags, new, weights, device)
     finally:
-        torch.set_rng_state(threads)
+        torch.set_rng_state(draws)
     return Estimate(warmup, seconds[fastest], masks, prediction, memory, fastest, batch_size)
 
 

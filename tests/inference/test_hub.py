@@ -242,6 +242,7 @@ PUSH_ERRORS: dict[str, tuple[Exception, str]] = {
     "not allowed": (HfHubHTTPError("403", response=response(403)), "does not let you write there"),
     "server": (HfHubHTTPError("500 Server Error", response=response(500)), "could not be published (500 Server Error)"),
     "network": (ConnectionError("unreachable"), "could not be published (unreachable)"),
+    "client": (HfHubHTTPError.__bases__[0]("no route"), "could not be published (no route)"),
 }
 
 

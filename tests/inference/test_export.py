@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,16 +27,22 @@ Scene: TypeAlias = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory, lively: Lively) -> tuple[Model, Path]:
+    """A model, and a folder with what the command and the function made of it."""
     pytest.importorskip("onnxruntime", reason="exports need onnx (fmwiss[export])")
     pytest.importorskip("onnxscript", reason="exports need onnx (fmwiss[export])")
-    model, folder = Model(lively(resize=48)), tmp_path_factory.mktemp("exports")
-    for format, name in (("onnx", "model.onnx"), ("torch", "model.pt2")):
-        report = export(model, folder / name, format)
-        assert report.agreement == 1.0 and report.largest_difference < 1e-4 < 1 < report.largest_logit
-        assert report.bytes == (folder / name).stat().st_size > 10_000
-        assert len({tuple(shape) for shape in report.images}) == 3
-        json.dumps(report.as_dict())
-    assert sorted(path.name for path in folder.iterdir()) == ["model.onnx", "model.pt2"]
+    model, folder, saved = Model(lively(resize=48)), tmp_path_factory.mktemp("exports"), tmp_path_factory.mktemp("saved")
+    model.segmenter.save(saved)
+    words = ["export", str(saved), "--format", "onnx", "--out", str(folder / "model.onnx"), "--json"]
+    program = [sys.executable, "-c", "from fmwiss.cli import main; main()", *words]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1), done.stderr
+    reports = {"model.onnx": json.loads(done.stdout)}
+    reports["model.pt2"] = export(model, folder / "model.pt2", "torch").as_dict()
+    assert sorted(path.name for path in folder.iterdir()) == list(reports)
+    for name, report in reports.items():
+        assert report["agreement"] == 1.0 and report["largest_difference"] < 1e-4 < 1 < report["largest_logit"]
+        assert report["bytes"] == (folder / name).stat().st_size > 10_000
+        assert len({tuple(shape) for shape in report["images"]}) == 3
     return model, folder
 
 
@@ -171,6 +179,6 @@ def test_what_is_missing_or_wrong_is_told_first(
         export(small_model, tmp_path)
     with pytest.raises(UserError, match="format tflite: must be onnx or torch"):
         export(small_model, tmp_path / "m", "tflite")  # type: ignore[arg-type]
-    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UserError, match=r"needs onnxscript, not installed here; pip install 'fmwiss\[export\]'"):
         export(small_model, tmp_path / "m.onnx")

@@ -101,7 +101,7 @@ def _simplify_padding(network: nn.Module) -> None:
             and module.dilation == (1, 1)
             and all(side % 2 and side > 1 for side in module.kernel_size)
         ):
-            module.__class__ = _SameConvolution
+            module.__class__ = _SameConvolution  # type: ignore[assignment]
 
 
 def export(model: Model, path: str | Path, format: Format = "onnx") -> ExportReport:

@@ -30,7 +30,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory, lively: Lively) -> tuple[
     """A model, and a folder with what the command and the function made of it."""
     pytest.importorskip("onnxruntime", reason="exports need onnx (fmwiss[export])")
     pytest.importorskip("onnxscript", reason="exports need onnx (fmwiss[export])")
-    model, folder, saved = Model(lively(resize=48)), tmp_path_factory.mktemp("exports"), tmp_path_factory.mktemp("saved")
+    model = Model(lively(resize=48))
+    folder, saved = tmp_path_factory.mktemp("exports"), tmp_path_factory.mktemp("saved")
     model.segmenter.save(saved)
     words = ["export", str(saved), "--format", "onnx", "--out", str(folder / "model.onnx"), "--json"]
     program = [sys.executable, "-c", "from fmwiss.cli import main; main()", *words]

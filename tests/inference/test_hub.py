@@ -135,6 +135,8 @@ def test_the_card_says_what_the_run_says(saved: Path) -> None:
     assert "| potted plant | 33.5 |" in page and "| sheep | - |" in page
     assert "`fmwiss`" in page and "seed 0" in page and "9 minutes in all" in page and "`alpha` 0.5" in page
     assert "learnt from 394 photographs of VOC, a tenth" in page
+    assert "`test_efficientnet, DeepLabV3 decoder, output stride 16`" in page
+    assert "`clip ViT-B-16-quickgelu` and `vit_large_patch16_224`" in page
     assert 'fmwiss.load("saved")' in page and "shorter side has 48 pixels" in page
     assert page.rstrip().endswith("cc-by-4.0")
 
@@ -144,6 +146,16 @@ def test_the_hub_s_own_reader_understands_the_card(saved: Path) -> None:
     (result,) = data.eval_results
     assert (result.metric_type, result.metric_value, result.dataset_name) == ("mean_iou", 46.67, "VOC, a tenth")
     assert data.license == "cc-by-4.0" and "semantic-segmentation" in data.tags
+
+
+def test_the_card_names_foundation_models_only_where_they_were_used(told_run: Path) -> None:
+    text = (told_run / "config.yaml").read_text()
+    (told_run / "config.yaml").write_text(re.sub(r"source: foundation", "source: true-masks", text))
+    card = hub.card_of(fmwiss.load(told_run), "me/model", None, None)
+    assert "foundation models" not in card and "The encoder started" in card
+    (told_run / "config.yaml").write_text(re.sub(r"pretrained: true", "pretrained: false", text))
+    card = hub.card_of(fmwiss.load(told_run), "me/model", None, None)
+    assert "foundation models" in card and "The encoder started" not in card
 
 
 def test_a_card_without_a_licence_says_so(told_run: Path) -> None:
@@ -157,6 +169,7 @@ def test_names_of_users_neither_break_the_card_nor_mark_it_up() -> None:
         fmwiss="0",
         class_names=names,
         classes_by_step=[names[1:]],
+        network="any",
         working_size=None,
         license="x: [\ny",
         dataset="a: b\n---\n# c",
@@ -372,7 +385,9 @@ def test_a_broken_saved_model_is_told(name: str, saved: Path) -> None:
 RECORDS: dict[str, tuple[str, str]] = {
     "no JSON": ("{", "cannot be read as JSON"),
     "of another library": ('{"library_name": "timm"}', "is no model record of fmwiss (library_name"),
-    "without classes": ('{"fmwiss": "1", "working_size": null, "classes_by_step": []}', "class_names: Field required"),
+    "without classes": (
+        '{"fmwiss": "1", "working_size": null, "classes_by_step": [], "network": ""}', "class_names: Field required"
+    ),
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fmwiss.errors import UserError
@@ -68,6 +69,18 @@ def test_a_video_that_breaks_off_gives_what_comes_before(tmp_path: Path) -> None
         except UserError as error:
             assert "breaks off after" in str(error)
     assert 5 < len(found) < 45
+
+
+def test_a_video_that_changes_its_size_ends_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fmwiss.inference import video
+
+    sizes = iter([(4, 6), (4, 6), (6, 4)])
+    monkeypatch.setattr(video, "_upright", lambda _: torch.zeros(3, *next(sizes), dtype=torch.uint8))
+    with VideoReader(write(tmp_path / "a.mp4", [0, 40, 80])) as reader:
+        frames = iter(reader)
+        assert [next(frames).image.shape for _ in range(2)] == [(3, 4, 6)] * 2
+        with pytest.raises(UserError, match="changes its size after 2 frames"):
+            next(frames)
 
 
 def test_a_video_filmed_on_its_side_is_turned(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def _architecture(**changes: Any) -> Architecture:
 
 
 def _lively(**changes: Any) -> Segmenter:
-    """Random weights whose predictions are not all of one label."""
+    """Random weights whose logits have a mean of 0 and a deviation of 1, so that every label is somewhere."""
     torch.manual_seed(0)
     segmenter = Segmenter(_architecture(**changes)).eval()
     for name, buffer in segmenter.named_buffers():
@@ -39,6 +39,13 @@ def _lively(**changes: Any) -> Segmenter:
             buffer.uniform_(-0.1, 0.1)
         if "running_var" in name:
             buffer.uniform_(0.002, 0.01)
+    with torch.no_grad():
+        image = torch.from_numpy(_scene(256, 256)).permute(2, 0, 1)[None] / 255
+        features = segmenter.decode(segmenter.encode(image))[1].transpose(0, 1).flatten(1)
+        for layer in segmenter.classifier.steps:
+            raw = layer.weight[:, :, 0, 0] @ features
+            layer.weight /= raw.std(dim=1)[:, None, None, None]
+            layer.bias.copy_(-raw.mean(dim=1) / raw.std(dim=1))
     return segmenter
 
 

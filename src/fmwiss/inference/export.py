@@ -78,14 +78,15 @@ class _SameConvolution(nn.Conv2d):
     """TensorFlow's padding for a stride of 2, of sides whose parity a graph does not know.
 
     timm computes how much to pad from a quotient, and torch's exporter works for many minutes on what follows from it.
-    Here a side of n pixels is first padded by one pixel too many where n is even, and then cut, so that it has
-    ``2 * ceil(n / 2)`` pixels and a constant beside, whatever n.
+    Here a side of n pixels is first padded by a pixel too many, by two where n is even, and then cut, so that it has
+    ``2 * ceil(n / 2)`` pixels and a constant beside, whatever n. (Were nothing cut where n is odd, the exported graph
+    would insist on even sides.)
     """
 
     def forward(self, images: Tensor) -> Tensor:
         (top, bottom), (left, right) = [((side - 3) // 2, (side - 1) // 2) for side in self.kernel_size]
-        padded = F.pad(images, (left + 1, right, top + 1, bottom))
-        rows, columns = (side + 1 - 2 * ((side + 1) // 2) for side in images.shape[-2:])
+        padded = F.pad(images, (left + 2, right, top + 2, bottom))
+        rows, columns = (side + 2 - 2 * ((side + 1) // 2) for side in images.shape[-2:])
         return F.conv2d(
             padded[:, :, rows:, columns:], self.weight, self.bias, self.stride, 0, self.dilation, self.groups
         )
@@ -100,7 +101,7 @@ def _simplify_padding(network: nn.Module) -> None:
             and module.dilation == (1, 1)
             and all(side % 2 and side > 1 for side in module.kernel_size)
         ):
-            module.__class__ = _SameConvolution
+            module.__class__ = _SameConvolution  # type: ignore[assignment]
 
 
 def export(model: Model, path: str | Path, format: Format = "onnx") -> ExportReport:

@@ -89,7 +89,7 @@ def _check_description(path: Path) -> None:
 def _fetch(name: str, revision: str | None) -> Path:
     """The folder of the hub client's cache with a repository's safetensors and JSON."""
     import huggingface_hub
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         # without a network the client tries for long; what it has already is taken then
@@ -103,13 +103,21 @@ def _fetch(name: str, revision: str | None) -> Path:
             f"{name}: there is neither a folder nor a model on the hub of this name, or it is private and you are not "
             "logged in (hf auth login)"
         ) from error
-    except (OSError, HFValidationError) as error:
+    except _hub_errors() as error:
         raise UserError(
             f"{name}: there is no such folder, and the hub could not give a model of this name ({first_line(error)})"
         ) from error
     if not (Path(folder) / DESCRIPTION).is_file():
         raise UserError(f"{name}: is on the hub, but is no model of fmwiss: it holds no {DESCRIPTION}")
     return Path(folder)
+
+
+def _hub_errors() -> tuple[type[Exception], ...]:
+    """What the client raises where the hub refuses, or cannot be reached."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    # the HTTP library beneath, whose errors the client lets through, is another one from version to version
+    return OSError, HFValidationError, *HfHubHTTPError.__bases__
 
 
 def save_pretrained(
@@ -151,7 +159,7 @@ def push_to_hub(
 ) -> str:
     """See :meth:`fmwiss.Model.push_to_hub`."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+    from huggingface_hub.errors import LocalTokenNotFoundError
 
     if not _REPOSITORY.fullmatch(repo_id):
         raise UserError(f"{repo_id}: is no name of a repository; give owner/name")
@@ -173,7 +181,7 @@ def push_to_hub(
             )
         except LocalTokenNotFoundError as error:
             raise UserError(f"{repo_id}: to publish, log in to the hub first (hf auth login)") from error
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
+        except _hub_errors() as error:
             status = getattr(getattr(error, "response", None), "status_code", None)
             if status in (401, 403):
                 raise UserError(

@@ -10,11 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import fmwiss
 from fmwiss.errors import UserError
-from fmwiss.models import Segmenter
+from fmwiss.models import Architecture, Segmenter
 from fmwiss.reporting.records import Environment, Figures
 
 RECORD = "config.json"
 """The file's name, by which the hub knows a model."""
+
+
+_TOLD = ("license", "dataset", "experiment", "foundation_models", "steps")
+"""What the model itself does not tell."""
 
 
 class StepRecord(BaseModel):
@@ -41,12 +45,16 @@ class ModelRecord(BaseModel):
     class_names: list[str]
     """Of every label, background first."""
     classes_by_step: list[list[str]]
+    network: str
+    """Its parts in words."""
     working_size: int | None
     """Shorter side in pixels that photographs are scaled to."""
     license: str | None = None
     dataset: str | None = None
     experiment: dict[str, Any] | None = None
     """The run's configuration; of paths only the last part."""
+    foundation_models: list[str] = []
+    """Those behind the pseudo masks, by name."""
     steps: list[StepRecord] = []
 
 
@@ -67,12 +75,16 @@ def record_of(segmenter: Segmenter, origin: tuple[Path, int | None] | None) -> M
             known = _of_run(folder, step)
         elif (folder / RECORD).is_file():
             read = read_record(folder / RECORD)
-            known = {name: getattr(read, name) for name in ("license", "dataset", "experiment", "steps")}
+            known = {name: getattr(read, name) for name in _TOLD}
+    architecture = segmenter.architecture
+    decoder = f"DeepLabV3 decoder, output stride {architecture.output_stride}"
     return ModelRecord(
         fmwiss=fmwiss.__version__,
+        # what another library built has its own kind of description, and a decoder of its own
+        network=architecture.encoder + (f", {decoder}" if type(architecture) is Architecture else ""),
         class_names=list(segmenter.class_names),
-        classes_by_step=[list(classes) for classes in segmenter.architecture.steps],
-        working_size=segmenter.architecture.resize,
+        classes_by_step=[list(classes) for classes in architecture.steps],
+        working_size=architecture.resize,
         **known,
     )
 
@@ -91,14 +103,20 @@ def read_record(path: Path) -> ModelRecord:
 
 def _of_run(run: Path, last: int) -> dict[str, Any]:
     from fmwiss.config import load_config
+    from fmwiss.methods import method_class
     from fmwiss.models import finished_steps
     from fmwiss.reporting.runs import read_step
 
     if not (run / "config.yaml").is_file():
         return {}
     steps = [read_step(run, number) for number in finished_steps(run) if number <= last]
+    config = load_config(run / "config.yaml")
+    masks = config.cosegmentation
+    foundation = method_class(config.method).learns_from_pseudo_masks and masks.source == "foundation" and last > 0
+    vision, attention = masks.vision_language, masks.self_supervised
     return {
-        "experiment": _without_places(load_config(run / "config.yaml").model_dump(mode="json")),
+        "experiment": _without_places(config.model_dump(mode="json")),
+        "foundation_models": [f"{vision.name} {vision.model}", attention.model] if foundation else [],
         "steps": [
             StepRecord(
                 step=step.number,

@@ -71,18 +71,22 @@ class VideoReader:
     def __iter__(self) -> Iterator[Frame]:
         """
         Raises:
-            UserError: the file breaks off, or a frame cannot be decoded; frames before that have been given.
+            UserError: the file breaks off, a frame cannot be decoded or is of another size than those before; these
+                have been given.
         """
         import av
 
-        before = -1
-        done = 0
+        before, done = -1, 0
+        size: torch.Size | None = None
         try:
             for frame in self._container.decode(self._stream):
                 # a file without times, or with times that run back, gets those of its frame rate
                 pts = frame.pts if frame.pts is not None else before + round(1 / (self.rate * self.time_base))
                 before = max(pts, before + 1)
-                yield Frame(_upright(frame), before)
+                image = _upright(frame)
+                if image.shape != (size := size or image.shape):
+                    raise UserError(f"{self.path} changes its size after {done} frames; only those before can be used")
+                yield Frame(image, before)
                 done += 1
         except (av.FFmpegError, OSError) as error:
             raise UserError(f"{self.path} breaks off after {done} frames") from error

@@ -214,6 +214,7 @@ def test_formulas_are_found_in_markdown_and_nowhere_else() -> None:
     assert convert("with $`x_i`$ and `$`, 5 $ and `x`").count("<svg") == 1
     assert convert("| a |\n|---|\n| $`x`$ |").count("<td><svg") == 1
     assert "<svg" not in convert(r"\$`x`$ stays")
+    assert "<svg" not in convert("about ``$`x`$``, which is code")
     assert "&lt;" in convert("$`a < b`$") and "a < b<" not in convert("$`a < b`$")
 
 

@@ -131,8 +131,8 @@ def _expanded(nav: Any, named: set[str], docs: Path) -> Any:
     for entry in nav:
         if entry == "MODULES":
             entries += _module_tree()
-        elif isinstance(entry, str) and entry.endswith("/FILES"):
-            folder = docs / entry.removesuffix("/FILES")
+        elif isinstance(entry, str) and Path(entry).name == "FILES":
+            folder = (docs / entry).parent
             pages = (path.relative_to(docs).as_posix() for path in sorted(folder.glob("*.md")))
             entries += [page for page in pages if page not in named]
         else:

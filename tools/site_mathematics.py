@@ -23,7 +23,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.path import Path
 from matplotlib.textpath import TextPath
 
-INLINE = r"(?<!\\)\$`([^`]+)`\$"
+INLINE = r"(?<![\\`])\$`([^`]+)`\$(?!`)"
 EM = 1000.0
 """Units of the drawings per em."""
 

@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 # Processes of the test run; each computes with one thread.
 WORKERS ?= 2
 
-.PHONY: setup test lint format demo clean
+.PHONY: setup test lint format docs demo clean
 
 setup: $(INSTALLED)
 
@@ -26,8 +26,11 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 demo: setup
 	$(BIN)/fmwiss demo --out demo
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist demo
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist site demo

@@ -9,6 +9,8 @@ import pytest
 
 from fmwiss.data.shapes import write_shapes
 
+pytest_plugins = ["browser"]
+
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:

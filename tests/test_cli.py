@@ -122,13 +122,17 @@ def test_help_is_quick_and_loads_no_heavy_module() -> None:
         "print(seconds, file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for command in ("train", "evaluate", "bench", "report", "predict", "pseudo-masks", "classes", "demo"):
+    commands = "train evaluate bench report predict export push pseudo-masks review classes demo"
+    for command in commands.split():
         assert command in done.stdout
 
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["train"], ["evaluate"], ["bench"], ["report"], ["predict"], ["pseudo-masks"], ["classes"], ["demo"]],
+    [
+        [], ["train"], ["evaluate"], ["bench"], ["report"], ["predict"], ["export"], ["push"], ["pseudo-masks"],
+        ["review"], ["classes"], ["demo"], ["data", "emoji"], ["data", "check"],
+    ],
 )
 def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*command, "--help"]) == 0
@@ -441,7 +445,7 @@ WRONG: dict[str, tuple[Callable[[World], list[object]], str]] = {
     "missing argument": (lambda w: ["evaluate", "--data", w.data], "Missing argument 'RUN'"),
     "step in words": (lambda w: w.train("--step", "one"), "Invalid value for '--step'"),
     "negative step": (lambda w: w.train("--step", -1), "Invalid value for '--step'"),
-    "no photographs": (lambda w: ["predict", w.make_run(), "--out", w.out], "Missing argument 'PHOTO...'"),
+    "no photographs": (lambda w: ["predict", w.make_run(), "--out", w.out], "Missing argument 'INPUT...'"),
     "unknown kind of evaluation": (lambda w: w.evaluate("--image", "half"), "Invalid value for '--image'"),
     "no devices": (lambda w: w.train("--devices", 0), "--devices 0: must be auto or a number"),
     "unknown precision": (lambda w: w.train("--precision", 8), "--precision 8: must be one of 32-true"),
@@ -525,7 +529,6 @@ WRONG: dict[str, tuple[Callable[[World], list[object]], str]] = {
     "suite for other classes": (lambda w: bench(w, "voc-mini", "--only", "CAM"), "splits 20 classes, and"),
     # photographs to predict, and where to
     "no such photograph": (lambda w: w.predict("none.jpg"), "there is no photograph none.jpg"),
-    "folder as photograph": (lambda w: w.predict(w.data), "is a folder; give its photographs"),
     "text as photograph": (text_as_photograph, "notes.jpg cannot be read"),
     "photographs of one name": (same_names, "would both be written to val_000000.png"),
     "prediction over a photograph": (prediction_over_a_photograph, "would overwrite the photograph"),

@@ -30,6 +30,25 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
+def anchors(page: Path) -> set[str]:
+    """Where a page can be linked to: its headings as GitHub and the site spell them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ +(.+?) *$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_a_heading(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text(encoding="utf-8")):
+        assert anchor in anchors(page.parent / target if target else page), (target, anchor)
+
+
+def test_pictures_in_html_are_there() -> None:
+    for page in PAGES:
+        for target in re.findall(r"<img [^>]*src=\"([^\"]+)\"", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).is_file(), (page, target)
+
+
 def test_commands_of_the_readme_are_ones_that_exist() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for config in re.findall(r"configs/\S+\.yaml", text):

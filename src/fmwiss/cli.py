@@ -1,5 +1,5 @@
-"""The commands ``train``, ``evaluate``, ``bench``, ``report``, ``predict``, ``pseudo-masks``, ``classes``, ``data`` and
-``demo``.
+"""The commands ``train``, ``evaluate``, ``bench``, ``report``, ``predict``, ``export``, ``push``, ``pseudo-masks``,
+``review``, ``classes``, ``data``, ``demo`` and ``extend``.
 
 Results go to standard output, everything else to standard error. Whatever the user can set right is told in one
 sentence with exit code 2 and without a traceback. Heavy modules are imported by the commands that need them.
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fmwiss import __version__
+from fmwiss.commands.extend import extend
 from fmwiss.errors import UserError, sentence_of
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ app = typer.Typer(
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
-data_app = typer.Typer(help="Make data sets.", no_args_is_help=True)
+data_app = typer.Typer(help="Make and check data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 
@@ -46,11 +47,40 @@ class EvaluationImage(str, Enum):
     CENTER_CROP = "center-crop"
 
 
+class DataLayout(str, Enum):
+    """How a data set lies in its folder, as ``data.source`` calls it."""
+
+    VOC = "voc"
+    FOLDER = "folder"
+    COCO = "coco"
+
+
+class EmojiLayout(str, Enum):
+    """How EmojiSeg is written."""
+
+    VOC = "voc"
+    FOLDER = "folder"
+    TAGGED = "tagged"
+
+
+class ExportFormat(str, Enum):
+    """What other runtimes read."""
+
+    ONNX = "onnx"
+    TORCH = "torch"
+
+
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="Experiment file (YAML).", show_default=False)]
 RunFolder = Annotated[
     Path, typer.Argument(metavar="RUN", help="Folder that 'fmwiss train' wrote.", show_default=False)
 ]
-DataFolder = Annotated[Path, typer.Option("--data", help="Data set in VOC's layout.", show_default=False)]
+AnyModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A run's folder, a saved model's, or OWNER/NAME on the hub.", show_default=False
+    ),
+]
+DataFolder = Annotated[Path, typer.Option("--data", help="Data set, laid out as data.source says.", show_default=False)]
 WeightsFolder = Annotated[
     Path | None,
     typer.Option(
@@ -100,6 +130,10 @@ def train(
     devices: Devices = "auto",
     precision: Precision = "32-true",
     cache: CacheFolder = None,
+    review: Annotated[
+        Path | None,
+        typer.Option("--review", help="Decisions of 'fmwiss review' for steps not begun; by default OUT/review.jsonl."),
+    ] = None,
 ) -> None:
     """Do every step that is not done yet: step 0 from masks, the others from tags."""
     from fmwiss.config import load_config
@@ -109,7 +143,9 @@ def train(
     with _results_only():
         from fmwiss.training.run import train as train_run
 
-        evaluations = train_run(experiment, data, weights, out, step, processes, _precision(precision), cache, base)
+        evaluations = train_run(
+            experiment, data, weights, out, step, processes, _precision(precision), cache, base, review=review
+        )
     if not _is_first_process():
         return
     if not evaluations:
@@ -234,30 +270,119 @@ def report(
 
 @app.command()
 def predict(
-    run: RunFolder,
+    run: AnyModel,
     photographs: Annotated[
-        list[Path], typer.Argument(metavar="PHOTO...", help="Photographs of any size.", show_default=False)
+        list[str],
+        typer.Argument(
+            metavar="INPUT...",
+            help="Photographs and videos, folders of them, and globs such as 'photos/**/*.jpg'.",
+            show_default=False,
+        ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the pictures.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results.", show_default=False)],
     step: Step = None,
+    tile: Annotated[
+        str,
+        typer.Option(
+            "--tile",
+            metavar="auto|none|N",
+            help="Side in pixels of the windows that a larger photograph is cut into; auto cuts very large ones.",
+        ),
+    ] = "auto",
+    resize: Annotated[
+        str,
+        typer.Option(
+            "--resize",
+            metavar="trained|none|N",
+            help="Shorter side in pixels at which the model sees a photograph; none: the photograph's own.",
+        ),
+    ] = "trained",
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Photographs, frames or windows that are computed at once.")
+    ] = 8,
+    frames: Annotated[bool, typer.Option("--frames", help="Of a video write every frame's mask as PNG, too.")] = False,
     device: Device = "auto",
+    precision: Precision = "32-true",
+    as_json: Json = False,
 ) -> None:
-    """Segment photographs: for each an indexed PNG in VOC's palette and an overlay with a legend."""
-    _check_photographs(photographs, out)
-    with _results_only():
-        from fmwiss.data.photographs import read_photograph
-        from fmwiss.models import load_segmenter
-        from fmwiss.reporting.pictures import overlay, save_indexed_png, save_png
-        from fmwiss.reporting.progress import track
+    """Segment photographs and videos: for each photograph an indexed PNG and an overlay, for each video an overlay."""
+    from fmwiss.inference.media import find_media
 
-        model = load_segmenter(run, step).to(_device(device))
-        for path in track(photographs, "predicting"):
-            photograph = read_photograph(path)
-            labels = model.predict(photograph).cpu()
-            labels_file, overlay_file = _prediction_files(path, out)
-            save_indexed_png(labels, model.class_names, labels_file)
-            save_png(overlay(photograph, labels, model.class_names), overlay_file)
-    _say(f"{len(photographs)} predictions and as many overlays are in {out}.")
+    windows, side = _number("--tile", tile, "auto"), _number("--resize", resize, "trained")
+    media = find_media(photographs, out)
+    with _results_only():
+        from fmwiss.commands.predict import Options
+        from fmwiss.commands.predict import predict as predict_media
+        from fmwiss.inference.model import check_tile, load
+        from fmwiss.inference.video import require_video
+
+        check_tile(windows)  # type: ignore[arg-type]
+        for medium in media:
+            if medium.is_video:
+                require_video(medium.path)
+        model = load(run, step, _device(device), precision=_precision(precision))  # type: ignore[arg-type]
+        done = predict_media(model, media, Options(windows, side, batch_size, frames))  # type: ignore[arg-type]
+    if as_json:
+        print(json.dumps({"model": run, "class_names": model.class_names, **vars(done)}))
+    if done.photographs:
+        _say(f"{len(done.photographs)} predictions and as many overlays are in {out}.")
+    if done.videos:
+        _say(f"{len(done.videos)} videos with overlays are in {out}.")
+    if done.failed:
+        reasons = "; ".join(failure["reason"] for failure in done.failed)
+        raise UserError(f"{len(done.failed)} of {len(media)} files could not be read to the end: {reasons}")
+
+
+@app.command()
+def export(
+    run: AnyModel,
+    out: Annotated[Path, typer.Option("--out", help="The file.", show_default=False)],
+    format: Annotated[
+        ExportFormat, typer.Option("--format", help="onnx, or torch for an archive of torch.export (.pt2).")
+    ] = ExportFormat.ONNX,
+    step: Step = None,
+    as_json: Json = False,
+) -> None:
+    """Write a model as one file for other runtimes, after a check that its answers there are the same."""
+    with _results_only():
+        from fmwiss.inference.export import export as export_model
+        from fmwiss.inference.model import load
+
+        report = export_model(load(run, step, "cpu"), out, format.value)
+    if as_json:
+        print(json.dumps(report.as_dict()))
+        return
+    print(
+        f"{out}: {report.bytes / 2**20:.1f} MiB, labels equal on {100 * report.agreement:.2f} % of the pixels, largest "
+        f"difference of logits {report.largest_difference:.2g} (largest logit {report.largest_logit:.3g})"
+    )
+
+
+@app.command()
+def push(
+    run: AnyModel,
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Where to on the hub.", show_default=False)],
+    license: Annotated[
+        str, typer.Option("--license", help="Licence of the weights, such as cc-by-4.0.", show_default=False)
+    ],
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="What the training photographs are called, for the card.")
+    ] = None,
+    step: Step = None,
+    private: Annotated[bool, typer.Option("--private", help="Only you can see a new repository.")] = False,
+    card: Annotated[bool, typer.Option("--card", help="Print the model's card and publish nothing.")] = False,
+) -> None:
+    """Publish a model on the Hugging Face hub, with a card made from its run."""
+    with _results_only():
+        from fmwiss.inference.hub import card_of
+        from fmwiss.inference.model import load
+
+        model = load(run, step, "cpu")
+        if card:
+            text = card_of(model, repository, license, dataset)
+        else:
+            text = model.push_to_hub(repository, license=license, dataset=dataset, private=private) + "\n"
+    print(text, end="")
 
 
 @app.command("pseudo-masks")
@@ -286,19 +411,21 @@ def pseudo_masks(
     experiment = load_config(config, overrides or [])
     split = split or experiment.data.train_split
     with _results_only():
+        from fmwiss.data.source import open_source
         from fmwiss.data.tags import TagIndex
-        from fmwiss.data.voc import VOCSource
-        from fmwiss.pseudo_masks import evaluate_pseudo_masks, open_pseudo_masks
+        from fmwiss.pseudo_masks import check_truth, evaluate_pseudo_masks, open_pseudo_masks
         from fmwiss.reporting.pictures import save_masks, save_png, side_by_side
         from fmwiss.reporting.progress import track
 
-        source = VOCSource(data)
+        source = open_source(experiment.data, data)
         names = _classes_of(experiment.protocol, source.class_names, step, classes)
         ids = source.ids(split)
         index = TagIndex.load_or_build(source, ids, experiment.data.tags, out / "tags.json")
         tags = {image_id: index[image_id] & set(names) for image_id in ids if index[image_id] & set(names)}
         if not tags:
             raise UserError(f"{data}: no photograph of {split} is tagged with {', '.join(names)}")
+        if compare:
+            check_truth(source, tags, names)
         seed, options = experiment.training.seed, experiment.cosegmentation
         masks = open_pseudo_masks(options, source, list(tags), tags, weights, cache, _device(device), seed, track)
         for number, image_id in enumerate(track(tags, "writing masks")):
@@ -318,6 +445,41 @@ def pseudo_masks(
     from fmwiss.reporting.tables import stages_table
 
     _print(f"IoU of pseudo masks in per cent, {split}, {figures['images']} photographs", stages_table(figures))
+
+
+@app.command()
+def review(
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="A run's folder; before training, an experiment file.", show_default=False),
+    ],
+    data: DataFolder,
+    weights: WeightsFolder = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="With an experiment file: folder for the review, that of the run to be trained."),
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option("--step", min=0, help="Classes of this step; by default the first not finished.")
+    ] = None,
+    models: Annotated[
+        bool, typer.Option("--models/--no-models", help="Whether the run's models have a say in what comes first.")
+    ] = True,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; others can reach it if it is not this "
+                                      "machine's own.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="0 takes any that is free.")] = 8765,
+    open_it: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    overrides: Overrides = None,
+    cache: CacheFolder = None,
+    device: Device = "auto",
+) -> None:
+    """Look at pseudo masks in the browser, worst first: accept, reject, try thresholds and words."""
+    with _results_only():
+        from fmwiss.review.command import review as review_masks
+        from fmwiss.review.session import Place
+
+    place = Place(data, weights, cache, _device(device))
+    review_masks(target, place, out, step, overrides or [], models, host, port, open_it)
 
 
 @app.command()
@@ -350,20 +512,48 @@ def classes(
 @data_app.command("emoji")
 def data_emoji(
     out: Annotated[Path, typer.Option("--out", help="Folder for the data set; a new or an empty one.")],
-    n_train: Annotated[int, typer.Option("--train", min=1, max=999_999, help="Scenes in train_aug.")] = 600,
+    n_train: Annotated[int, typer.Option("--train", min=1, max=999_999, help="Scenes to learn from.")] = 600,
     n_val: Annotated[int, typer.Option("--val", min=1, max=999_999, help="Scenes in val, in another style.")] = 200,
     size: Annotated[int, typer.Option("--size", min=32, max=2048, help="Longer side in pixels.")] = 160,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of all draws.")] = 0,
+    layout: Annotated[
+        EmojiLayout,
+        typer.Option("--layout", help="VOC's; a folder with tags.csv and masks; or one with tags.csv, without masks."),
+    ] = EmojiLayout.VOC,
 ) -> None:
-    """Write EmojiSeg, generated scenes with exact masks, in VOC's layout."""
+    """Write EmojiSeg, generated scenes with exact masks."""
     with _results_only():
         from fmwiss.data.emoji import EmojiSeg, write_emoji
         from fmwiss.reporting.progress import track
 
         if out.is_dir() and any(out.iterdir()):
             raise UserError(f"{out} is not empty; give a new folder with --out")
-        write_emoji(out, EmojiSeg(n_train, n_val, seed, size), track)
-    _say(f"{n_train} scenes in train_aug and {n_val} in val are in {out}.")
+        write_emoji(out, EmojiSeg(n_train, n_val, seed, size), track, layout.value)  # type: ignore[arg-type]
+    if layout is EmojiLayout.TAGGED:
+        _say(f"{n_train} scenes are in {out}, and their tags in {out / 'tags.csv'}.")
+        return
+    train_split = "train_aug" if layout is EmojiLayout.VOC else "train"
+    _say(f"{n_train} scenes in {train_split} and {n_val} in val are in {out}.")
+
+
+@data_app.command("check")
+def data_check(
+    data: Annotated[Path, typer.Argument(metavar="DIR", help="The data set's folder.", show_default=False)],
+    source: Annotated[
+        DataLayout | None, typer.Option("--source", help="How it is laid out; by default as it looks.")
+    ] = None,
+    tags: Annotated[
+        Path | None, typer.Option("--tags", help="CSV, JSON lines or COCO file in place of the folder's own.")
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Where photographs are drawn; by default ./NAME-check.png.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Look for what would break training (exit code 2), and for what is worth a look, and draw the photographs."""
+    from fmwiss.commands.data_check import check_command
+
+    check_command(data, source.value if source else None, tags, picture, as_json)
 
 
 @app.command()
@@ -378,6 +568,9 @@ def demo(
     page = run_demo(out, seed)
     if open_it and not _open(page):
         _say(f"No browser was found to open {page}.")
+
+
+app.command()(extend)
 
 
 def main() -> None:
@@ -497,20 +690,13 @@ def _device(name: str) -> torch.device:
         raise UserError(f"--device {name}: there is no such device here; give auto, cpu or cuda:0") from error
 
 
-def _check_photographs(paths: Sequence[Path], out: Path) -> None:
-    """Find what is wrong with the list before the model is loaded, and before a photograph is overwritten."""
-    writers: dict[Path, Path] = {}
-    inputs = {path.resolve() for path in paths}
-    for path in paths:
-        if path.is_dir():
-            raise UserError(f"{path} is a folder; give its photographs, as in {path}/*.jpg")
-        if not path.is_file():
-            raise UserError(f"there is no photograph {path}")
-        for target in _prediction_files(path, out):
-            if target.resolve() in inputs:
-                raise UserError(f"the prediction of {path} would overwrite the photograph {target}; give another --out")
-            if writers.setdefault(target, path) != path:
-                raise UserError(f"{writers[target]} and {path} would both be written to {target.name}; rename one")
+def _number(option: str, text: str, word: str) -> int | str | None:
+    """A number, None for none, or the word that stands for the default."""
+    if text == word or text == "none":
+        return None if text == "none" else text
+    if not text.isdecimal() or int(text) == 0:
+        raise UserError(f"{option} {text}: must be {word}, none or a number of pixels from 1")
+    return int(text)
 
 
 def _title(run: Path, step: int, images: int) -> str:
@@ -522,16 +708,11 @@ def _title(run: Path, step: int, images: int) -> str:
 def _is_diagnostic(run: Path, step: int) -> bool:
     """Whether a step learnt from the true masks."""
     from fmwiss.config import load_config
-    from fmwiss.methods import method_class
+    from fmwiss.methods import takes_pseudo_masks
 
     config = load_config(run / "config.yaml")
-    learns_from_masks = method_class(config.method).learns_from_pseudo_masks(config.method)
+    learns_from_masks = takes_pseudo_masks(config.method)
     return step > 0 and learns_from_masks and config.cosegmentation.source == "true-masks"
-
-
-def _prediction_files(photograph: Path, out: Path) -> tuple[Path, Path]:
-    """Where a photograph's labels and overlay go."""
-    return out / f"{photograph.stem}.png", out / f"{photograph.stem}_overlay.png"
 
 
 def _classes_of(

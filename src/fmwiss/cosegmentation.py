@@ -31,7 +31,16 @@ from fmwiss.foundation.scores import class_scores as score_maps
 Binarize = Literal["percentile", "mass"]
 Fusion = Literal["none", "intersection", "union"]
 
-__all__ = ["draw_seeds", "fuse", "initial_masks", "scale_scores", "score_maps", "seed_masks"]
+__all__ = [
+    "cut_levels",
+    "draw_seeds",
+    "fuse",
+    "initial_masks",
+    "mean_of_seeds",
+    "scale_scores",
+    "score_maps",
+    "seed_masks",
+]
 
 
 def scale_scores(scores: Tensor, size: tuple[int, int]) -> Tensor:
@@ -115,9 +124,7 @@ def seed_masks(
     """
     if not len(attention):
         return torch.zeros(0, *size, dtype=torch.bool, device=attention.device)
-    # A seed point that does not count may hold anything, even infinities, so it is masked and not multiplied by 0.
-    total = attention.masked_fill(~drawn[..., None, None], 0.0).sum(1)
-    mean = _resized((total / drawn.sum(1).clamp(min=1)[:, None, None])[None], size)[0].flatten(1)
+    mean = mean_of_seeds(attention, drawn, size).flatten(1)
     if binarize == "percentile":
         kept = mean > torch.quantile(mean, k / 100, dim=1, keepdim=True)
     else:
@@ -127,6 +134,36 @@ def seed_masks(
         kept = torch.zeros_like(mean, dtype=torch.bool).scatter(1, order, before < wanted)
     kept = kept | (mean == mean.amax(1, keepdim=True))
     return (kept & drawn.any(1, keepdim=True)).unflatten(1, size)
+
+
+def mean_of_seeds(attention: Tensor, drawn: Tensor, size: tuple[int, int]) -> Tensor:
+    """The seed points' mean attention on the masks' grid, ``(M, H, W)``; arguments as of :func:`seed_masks`, M > 0."""
+    # A seed point that does not count may hold anything, even infinities, so it is masked and not multiplied by 0.
+    total = attention.masked_fill(~drawn[..., None, None], 0.0).sum(1)
+    return _resized((total / drawn.sum(1).clamp(min=1)[:, None, None])[None], size)[0]
+
+
+def cut_levels(mean: Tensor, binarize: Binarize = "percentile") -> Tensor:
+    """Up to which K a location is kept by :func:`seed_masks`: it is in the mask exactly where its level is above K.
+
+    Args:
+        mean: ``(M, H, W)`` from :func:`mean_of_seeds`.
+        binarize: as there.
+
+    Returns:
+        ``(M, H, W)`` float64 in [0, 101]; the most attended location, which is always kept, has 101.
+    """
+    flat = mean.flatten(1)
+    ordered, order = flat.sort(dim=1, descending=binarize == "mass")
+    if binarize == "percentile":
+        # The K-th percentile reaches a value at the first of its places in ascending order.
+        first = torch.searchsorted(ordered.contiguous(), flat.contiguous())
+        levels = 100 * first.double() / max(1, flat.shape[1] - 1)
+    else:
+        before = (ordered.cumsum(1) - ordered).double()
+        share = 100 * (1 - before / ordered.sum(1, keepdim=True).double().clamp(min=1e-30))
+        levels = torch.zeros_like(share).scatter(1, order, share)
+    return levels.masked_fill(flat == flat.amax(1, keepdim=True), 101.0).unflatten(1, mean.shape[1:])
 
 
 def fuse(init: Tensor, seeds: Tensor, fusion: Fusion = "union") -> Tensor:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import io
 import json
 import math
 import os
@@ -27,7 +26,6 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -35,10 +33,10 @@ from torch.nn.functional import interpolate
 from torchvision.transforms.v2.functional import resize
 
 from fmwiss.config import CosegmentationConfig, PlusConfig
-from fmwiss.cosegmentation import draw_seeds, fuse, scale_scores, seed_masks
+from fmwiss.cosegmentation import cut_levels, draw_seeds, fuse, mean_of_seeds, scale_scores, seed_masks
 from fmwiss.cosegmentation_plus import merge_views, plus_maps
 from fmwiss.data.randomness import keyed_generator
-from fmwiss.data.voc import BROKEN, VOID, canonical_class_name
+from fmwiss.data.voc import VOID, canonical_class_name
 from fmwiss.errors import UserError
 from fmwiss.files import write_atomically
 from fmwiss.foundation.interfaces import SelfSupervisedModel, VisionLanguageModel
@@ -81,6 +79,16 @@ class PhotographSource(Protocol):
 
     def image_path(self, image_id: str) -> Path:
         """Path of the photograph."""
+
+    @property
+    def mask_classes(self) -> tuple[str, ...]:
+        """Those of them that masks can have."""
+
+    def image_size(self, image_id: str) -> Size:
+        """Height and width of what :meth:`read_image` gives."""
+
+    def has_mask(self, image_id: str) -> bool:
+        """Whether :meth:`read_mask` is to be had."""
 
     def read_image(self, image_id: str) -> Tensor:
         """Photograph as uint8 RGB ``(3, H, W)``."""
@@ -486,10 +494,9 @@ class _Survey:
         photograph = self.source.image_path(image_id)
         try:
             content = photograph.read_bytes()
-            with Image.open(io.BytesIO(content)) as picture:
-                width, height = picture.size
-        except BROKEN as error:
+        except OSError as error:
             raise UserError(f"the photograph {photograph} is missing or no picture that can be read") from error
+        height, width = self.source.image_size(image_id)
         digest = hashlib.blake2b(content, digest_size=8).hexdigest()
         self.store.choose(image_id, digest)
         path = self.store.path(image_id, digest)
@@ -699,6 +706,32 @@ class StoredPseudoMasks:
 
     def stages(self, image_id: str, classes: Sequence[str], epoch: int) -> dict[str, Tensor]:
         """M_init, M_seeds and M_refine as ``init``, ``seeds`` and ``refined``, each as :meth:`masks` gives them."""
+        init, attention, drawn = self._seeds(image_id, classes, epoch)
+        config = self.config
+        seeds = seed_masks(attention, drawn, (init.shape[1], init.shape[2]), config.k, config.binarize)
+        return {"init": init, "seeds": seeds, "refined": fuse(init, seeds, config.fusion)}
+
+    def levels(self, image_id: str, classes: Sequence[str], epoch: int) -> Tensor:
+        """Where M_refine is cut, whatever K: it is ``levels > 2 * K`` for every K that is a multiple of one half.
+
+        Returns:
+            uint8 ``(C, H, W)`` from 0 to 202.
+
+        Raises:
+            UserError: as :meth:`masks`.
+        """
+        init, attention, drawn = self._seeds(image_id, classes, epoch)
+        mean = mean_of_seeds(attention, drawn, (init.shape[1], init.shape[2]))
+        cut = (2 * cut_levels(mean, self.config.binarize) - 1e-9).ceil().clamp(0, 202)
+        cut = (cut * drawn.any(1)[:, None, None]).to(torch.uint8)
+        if self.config.fusion == "none":
+            return init * torch.tensor(202, dtype=torch.uint8)
+        if self.config.fusion == "intersection":
+            return cut * init
+        return cut.masked_fill(init, 202)
+
+    def _seeds(self, image_id: str, classes: Sequence[str], epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """M_init ``(C, H, W)``, the seed points' attention ``(C, N, gh, gw)``, and which of them count."""
         evidence = self.store.read(image_id, Evidence)
         config = self.config
         size = (evidence.grid[0] * GRID_REFINEMENT, evidence.grid[1] * GRID_REFINEMENT)
@@ -707,9 +740,7 @@ class StoredPseudoMasks:
         candidates = (scores > config.init_threshold).flatten(1) & evidence.has_attention()
         points, drawn = draw_seeds(candidates, config.n_seeds, generators)
         fine = interpolate(scores[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
-        init = fine > config.init_threshold
-        seeds = seed_masks(evidence.attention(points), drawn, size, config.k, config.binarize)
-        return {"init": init, "seeds": seeds, "refined": fuse(init, seeds, config.fusion)}
+        return fine > config.init_threshold, evidence.attention(points), drawn
 
 
 class StoredPlusMasks:
@@ -753,12 +784,28 @@ class StoredPlusMasks:
             "refined": self._cut(refined)[places],
         }
 
+    def levels(self, image_id: str, classes: Sequence[str], epoch: int) -> Tensor:
+        """Where the masks are cut, whatever the threshold: they are ``levels / 255 > threshold`` (in float32).
+
+        Returns:
+            uint8 ``(C, H, W)``.
+
+        Raises:
+            UserError: as :meth:`masks`.
+        """
+        evidence = self.store.read(image_id, PlusEvidence)
+        levels = evidence.refined * self._allowed(evidence.refined.float() / 255)
+        return levels[_places(evidence, image_id, classes)]
+
     def _cut(self, maps: Tensor) -> Tensor:
         """Masks of all the classes of a photograph, ``(C, H, W)``."""
-        masks = maps > self.config.plus.threshold
+        return (maps > self.config.plus.threshold) & self._allowed(maps)
+
+    def _allowed(self, maps: Tensor) -> Tensor:
+        """Where a class may be for all that the others say, ``(C, H, W)``."""
         if not self.config.plus.exclusive:
-            return masks
-        return masks & (maps.argmax(0) == torch.arange(len(maps))[:, None, None])
+            return torch.ones_like(maps, dtype=torch.bool)
+        return maps.argmax(0) == torch.arange(len(maps))[:, None, None]
 
 
 StoredMasks = StoredPseudoMasks | StoredPlusMasks
@@ -832,6 +879,23 @@ def _default_cache() -> Path:
 # ------------------------------------------------------------------------------------------------------- evaluation
 
 
+def check_truth(source: PhotographSource, ids: Iterable[str], classes: Iterable[str]) -> None:
+    """Whether pseudo masks of these classes and photographs can be compared with the truth.
+
+    Raises:
+        UserError: masks cannot hold one of the classes, or a photograph has none.
+    """
+    unknown = next((name for name in classes if name not in source.mask_classes), None)
+    if unknown is not None:
+        raise UserError(f"the masks have no class '{unknown}', so its pseudo masks cannot be compared with the truth")
+    bare = next((image_id for image_id in ids if not source.has_mask(image_id)), None)
+    if bare is not None:
+        raise UserError(
+            f"the photograph '{bare}' has no mask, so its pseudo masks cannot be compared with the truth; give a list "
+            "of photographs with masks, as --split val"
+        )
+
+
 def evaluate_pseudo_masks(
     masks: StoredMasks,
     source: PhotographSource,
@@ -857,6 +921,7 @@ def evaluate_pseudo_masks(
         others}``.
     """
     names = [*classes]
+    check_truth(source, ids, names)
     with_ceiling = (
         isinstance(masks, StoredPseudoMasks)
         and masks.config.binarize == "percentile"

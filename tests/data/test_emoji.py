@@ -26,6 +26,7 @@ from fmwiss.data.emoji import (
     render,
     write_emoji,
 )
+from fmwiss.data.folder import FolderSource
 from fmwiss.data.protocols import Protocol
 from fmwiss.data.randomness import keyed_generator
 from fmwiss.data.tags import TagIndex
@@ -196,3 +197,40 @@ def _grown(mask: np.ndarray, pixels: int) -> np.ndarray:
     return np.any(
         [padded[y : y + height, x : x + width] for y in range(2 * pixels + 1) for x in range(2 * pixels + 1)], axis=0
     )
+
+
+def test_the_layout_of_a_folder_holds_the_same(tmp_path: Path):
+    source = EmojiSeg(n_train=6, n_val=2, size=64)
+    write_emoji(tmp_path / "voc", source)
+    write_emoji(tmp_path / "folder", source, layout="folder")
+    voc, folder = VOCSource(tmp_path / "voc"), FolderSource(tmp_path / "folder")
+    assert folder.class_names == voc.class_names
+    for split in ("train", "val"):
+        ids = folder.ids(split)
+        assert ids == voc.ids("train_aug" if split == "train" else split)
+        for image_id in ids:
+            assert torch.equal(folder.read_mask(image_id), voc.read_mask(image_id))
+            assert torch.equal(folder.read_image(image_id), voc.read_image(image_id))
+
+
+def test_the_tagged_layout_has_tags_and_no_masks(tmp_path: Path):
+    source = EmojiSeg(n_train=6, n_val=2, size=64)
+    write_emoji(tmp_path, source, layout="tagged")
+    folder = FolderSource(tmp_path)
+    ids = folder.ids("train")
+    assert ids == source.ids("train_aug")
+    tags = TagIndex.load_or_build(folder, ids, "masks", tmp_path / "tags.json")
+    for image_id in ids:
+        labels = source.read(image_id)[1].unique().tolist()
+        assert tags[image_id] == {source.class_names[label - 1] for label in labels if label}
+        assert not folder.has_mask(image_id)
+    assert not [path for path in tmp_path.rglob("*") if path.suffix == ".png"]
+
+
+def test_the_command_writes_every_layout(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    words = ["data", "emoji", "--train", "3", "--val", "1", "--size", "64", "--out"]
+    assert run([*words, str(tmp_path / "a"), "--layout", "folder"]) == 0
+    assert "3 scenes in train and 1 in val" in capfd.readouterr().err
+    assert run([*words, str(tmp_path / "b"), "--layout", "tagged"]) == 0
+    assert str(tmp_path / "b" / "tags.csv") in capfd.readouterr().err
+    assert run([*words, str(tmp_path / "c"), "--layout", "other"]) == 2

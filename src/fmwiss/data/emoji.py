@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -47,6 +47,8 @@ _NUMBER_OF_OBJECTS = (0.45, 0.8, 0.95, 1.0)  # cumulative probabilities of 1, 2,
 _TRIES = 12
 
 Array = NDArray[np.float64]
+Layout = Literal["voc", "folder", "tagged"]
+"""How a data set is written, see :func:`write_emoji`."""
 
 
 @dataclass(frozen=True)
@@ -131,27 +133,52 @@ class EmojiSeg:
 
 
 def write_emoji(
-    folder: Path, source: EmojiSeg, progress: Callable[..., Iterable[Any]] = lambda items, *_: items
+    folder: Path,
+    source: EmojiSeg,
+    progress: Callable[..., Iterable[Any]] = lambda items, *_: items,
+    layout: Layout = "voc",
 ) -> None:
-    """Write a data set in VOC's layout, with its class names in ``classes.txt`` and the drawings' attributions.
+    """Write a data set, with its class names in ``classes.txt`` and the drawings' attributions.
 
     Photographs are JPEG (quality 95), so their pixels differ a little from :meth:`EmojiSeg.read_image`; masks are
     exact.
+
+    Args:
+        folder: where to.
+        source: the scenes.
+        progress: shows the scenes passing by.
+        layout: ``voc``; ``folder``, as :class:`~fmwiss.data.folder.FolderSource` reads it, with the lists ``train``
+            and ``val``; or ``tagged``, photographs of the training scenes and ``tags.csv`` alone.
     """
-    for name in ("JPEGImages", "SegmentationClassAug", "ImageSets/Segmentation"):
+    images, masks, lists = ("JPEGImages", "SegmentationClassAug", "ImageSets/Segmentation")
+    splits = source.splits
+    if layout != "voc":
+        images, masks, lists = "images", "masks", "splits"
+        splits = {split.removesuffix("_aug"): listed for split, listed in splits.items()}
+    if layout == "tagged":
+        splits = {"train": splits["train"]}
+    for name in (images,) if layout == "tagged" else (images, masks, lists):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    ids = [image_id for listed in source.splits.values() for image_id in listed]
+    ids = [image_id for listed in splits.values() for image_id in listed]
+    tags = {}
     for image_id in progress(ids, "drawing scenes", len(ids)):
         image, mask = source.read(image_id)
+        tags[image_id] = [source.class_names[label - 1] for label in mask.unique().tolist() if label]
         picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-        labels = Image.fromarray(mask.numpy()).convert("L")
-        labels.putpalette(voc_palette())
-        _write(picture, folder / f"JPEGImages/{image_id}.jpg", format="JPEG", quality=95, subsampling=0)
-        _write(labels, folder / f"SegmentationClassAug/{image_id}.png", format="PNG")
+        _write(picture, folder / f"{images}/{image_id}.jpg", format="JPEG", quality=95, subsampling=0)
+        if layout != "tagged":
+            labels = Image.fromarray(mask.numpy()).convert("L")
+            labels.putpalette(voc_palette())
+            _write(labels, folder / f"{masks}/{image_id}.png", format="PNG")
     _write_text(ATTRIBUTION.read_text(encoding="utf-8"), folder / ATTRIBUTION.name)
+    if layout != "voc":
+        rows = "".join(f"{image_id}.jpg,{';'.join(tags[image_id])}\n" for image_id in splits["train"])
+        _write_text(f"file,tags\n{rows}", folder / "tags.csv")
+    if layout == "tagged":
+        return
     _write_text("".join(f"{name}\n" for name in source.class_names), folder / "classes.txt")
-    for split, listed in source.splits.items():  # last, for they are what makes a folder a whole data set
-        _write_text("".join(f"{image_id}\n" for image_id in listed), folder / f"ImageSets/Segmentation/{split}.txt")
+    for split, listed in splits.items():  # last, for they are what makes a folder a whole data set
+        _write_text("".join(f"{image_id}\n" for image_id in listed), folder / f"{lists}/{split}.txt")
 
 
 def _write(picture: Image.Image, path: Path, **options: Any) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fmwiss.config import ProtocolConfig
+from fmwiss.data.randomness import keyed_generator
 from fmwiss.data.voc import VOC_CLASSES, VOID, canonical_class_name
 from fmwiss.errors import UserError
 
@@ -118,5 +119,21 @@ class Protocol:
         for label, name in enumerate(self.seen(t), start=1):
             if name not in class_names:
                 raise UserError(f"the data set has no class '{name}', which step {t} of the protocol needs")
-            table[class_names.index(name) + 1] = label
+            place = class_names.index(name) + 1
+            if place < VOID:  # beyond are classes that only tags name
+                table[place] = label
         return table
+
+
+def share(ids: Sequence[str], fraction: float, seed: int) -> list[str]:
+    """A random share of a step's photographs, in their order (Table 10).
+
+    Args:
+        ids: the photographs.
+        fraction: in (0, 1]; at least one photograph is left.
+        seed: the run's seed.
+    """
+    if fraction == 1:
+        return list(ids)
+    kept = torch.randperm(len(ids), generator=keyed_generator(seed, "fraction"))[: max(1, round(fraction * len(ids)))]
+    return [ids[i] for i in sorted(kept.tolist())]

@@ -87,8 +87,18 @@ class Clip(nn.Module):
 
         Smoothing and denoising look at all the names given and at the background's, so give all that may be there.
         """
+        return self.scores_from(self.encode(images), class_names)
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Dense features (normalised) and keys, each ``(B, D, h, w)``."""
+        return self._features_and_keys(images)
+
+    @torch.inference_mode()
+    def scores_from(self, encoded: tuple[Tensor, ...], class_names: Sequence[str]) -> Tensor:
+        """:meth:`scores` from what :meth:`encode` gave."""
         names = [*class_names, *self.config.background]
-        features, keys = self._features_and_keys(images)
+        features, keys = encoded
         scores = class_scores(features, *self.text_embeddings(names), len(names))
         if self.config.key_smoothing:
             scores = smooth_by_keys(scores, keys)

@@ -92,8 +92,18 @@ class ImageNetNames(nn.Module):
         With ``rivals`` > 0 this is multiplied with a power of the probability that the classifier gives at the place to
         the ImageNet classes that the name stands for: all the others compete, of which most are background here.
         """
+        return self.scores_from(self.encode(images), class_names)
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The features that the final layer sees at every place, ``(B, D, h, w)``."""
+        return (self._features(images),)
+
+    @torch.inference_mode()
+    def scores_from(self, encoded: tuple[Tensor, ...], class_names: Sequence[str]) -> Tensor:
+        """:meth:`scores` from what :meth:`encode` gave."""
+        (features,) = encoded
         rows, owner = self.text_embeddings(class_names)
-        features = self._features(images)
         scores = class_scores(features, rows, owner, len(class_names)).clamp(min=0)
         if self.rivals == 0:
             return scores

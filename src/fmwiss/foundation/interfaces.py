@@ -35,6 +35,12 @@ class VisionLanguageModel(Protocol):
         This is the call to use: dense features and embeddings alone know nothing of background names and denoising.
         """
 
+    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        """All that :meth:`scores` needs of ``(B, 3, H, W)`` images, whatever the names: keep it to ask again."""
+
+    def scores_from(self, encoded: tuple[Tensor, ...], class_names: Sequence[str]) -> Tensor:
+        """:meth:`scores` from what :meth:`encode` gave: only the names are new."""
+
 
 @runtime_checkable
 class SelfSupervisedModel(Protocol):

@@ -92,7 +92,7 @@ def find_synsets(name: str, overrides: Mapping[str, Sequence[str]] | None = None
         for key, synsets in table.items():
             if joined(key) == wanted:
                 return _below(name, synsets)
-    senses = [synset for synset, (words, _) in hypernym_table().items() if wanted in map(joined, words)]
+    senses = senses_of(name)
     if not senses:
         vocabulary = {joined(word): word for words, _ in hypernym_table().values() for word in words}
         near = ", ".join(vocabulary[word] for word in difflib.get_close_matches(wanted, vocabulary, n=3))
@@ -101,6 +101,12 @@ def find_synsets(name: str, overrides: Mapping[str, Sequence[str]] | None = None
             + (f" (nearest known words: {near})" if near else "")
         )
     return _below(name, senses)
+
+
+def senses_of(name: str) -> list[str]:
+    """The synsets, of the 1,000 classes and their ancestors, that have a name among their words."""
+    wanted = joined(name)
+    return [synset for synset, (words, _) in hypernym_table().items() if wanted in map(joined, words)]
 
 
 def _below(name: str, synsets: Sequence[str]) -> tuple[str, ...]:

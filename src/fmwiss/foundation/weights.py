@@ -121,16 +121,25 @@ def require_hub(repository: str | None, name: str, advice: str) -> None:
 
     A file already in the hub's cache passes, and so does anything behind a proxy, which resolves names by itself.
     """
-    host = urlsplit(huggingface_hub.constants.ENDPOINT).hostname
-    if not repository or not host or getproxies():
+    if not repository or hub_host_found():
         return
+    names = [f"{stem}.{kind}" for stem in ("model", "pytorch_model") for kind in ("safetensors", "bin")]
+    names += [f"open_clip_{file}" for file in names]
+    if not any(isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str) for file in names):
+        host = urlsplit(huggingface_hub.constants.ENDPOINT).hostname
+        raise UserError(f"weights of {name} are not local and {host} cannot be reached; {advice}")
+
+
+def hub_host_found() -> bool:
+    """Whether the hub's name can be resolved, or a proxy does that: a quick answer where there is no network."""
+    host = urlsplit(huggingface_hub.constants.ENDPOINT).hostname
+    if not host or getproxies():
+        return True
     try:
         socket.getaddrinfo(host, 443)
-    except OSError as error:
-        names = [f"{stem}.{kind}" for stem in ("model", "pytorch_model") for kind in ("safetensors", "bin")]
-        names += [f"open_clip_{file}" for file in names]
-        if not any(isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str) for file in names):
-            raise UserError(f"weights of {name} are not local and {host} cannot be reached; {advice}") from error
+    except OSError:
+        return False
+    return True
 
 
 def state_digest(module: nn.Module) -> str:

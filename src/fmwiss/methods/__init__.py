@@ -40,6 +40,7 @@ __all__ = [
     "build_method",
     "check_methods",
     "method_class",
+    "takes_pseudo_masks",
 ]
 
 METHODS: dict[type, type[Method]] = {
@@ -57,6 +58,11 @@ METHODS: dict[type, type[Method]] = {
 def method_class(options: MethodConfig) -> type[Method]:
     """What the options configure, for the questions that are asked before it is built."""
     return METHODS[type(options)]
+
+
+def takes_pseudo_masks(options: MethodConfig) -> bool:
+    """Whether the method that the options configure learns from co-segmentation's pseudo masks."""
+    return method_class(options).learns_from_pseudo_masks(options)
 
 
 def check_methods(config: Config) -> None:

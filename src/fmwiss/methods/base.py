@@ -81,10 +81,14 @@ class Method(nn.Module, ABC):
         return
 
     def parameter_groups(self, learning_rate: float, head_rate: float) -> list[dict[str, object]]:
-        """The encoder at ``learning_rate``; decoder, classifiers and extra heads at ``head_rate`` times it."""
-        heads = [self.student.decoder, self.student.classifier, *self.extra_heads()]
+        """The encoder at ``learning_rate``; decoder, classifiers and extra heads at ``head_rate`` times it.
+
+        Of a model of another library the decoder and the old head are at ``learning_rate``, too.
+        """
+        heads = [*self.student.heads(), *self.extra_heads()]
+        before = self.student.learnt_before()
         return [
-            {"params": list(self.student.encoder.parameters()), "lr": learning_rate},
+            {"params": [p for module in before for p in module.parameters()], "lr": learning_rate},
             {"params": [p for head in heads for p in head.parameters()], "lr": learning_rate * head_rate},
         ]
 

@@ -88,13 +88,14 @@ class FMWISS(Method):
         if self.warming_up:
             # the student's encoder has not moved yet: its features are the old model's
             with torch.inference_mode():
-                frozen = self.old_model.encode(batch.image)
-                old_logits = self.old_model.decode(frozen)[0]
-            features = frozen.clone()
+                frozen = self.old_model.encode_stages(batch.image)
+                old_logits = self.old_model.decode_stages(frozen)[0]
+            features = self.old_model.features_beside(frozen).clone()
         else:
             with torch.inference_mode():
                 old_logits = self.old_model(batch.image)
-            features = self.student.encode(batch.image)
+            stages = self.student.encode_stages(batch.image)
+            features = self.student.features_beside(stages)
         old = resize_logits(old_logits, size).sigmoid()
         teacher_logits, teacher_features = self.teacher(
             features if self.options.encoder_gradient else features.detach()
@@ -107,7 +108,7 @@ class FMWISS(Method):
                 contrastive, teacher_features, generator
             )
         if not self.warming_up:
-            student_logits = resize_logits(self.student.decode(features)[0], size)
+            student_logits = resize_logits(self.student.decode_stages(stages)[0], size)
             target = self.student_target(truth, logits.detach(), old)
             losses["all_bce"] = self.bce(student_logits, target, truth.valid)
         return losses
@@ -149,7 +150,10 @@ class FMWISS(Method):
     def old_target(self, truth: Guidance, old: Tensor) -> Tensor:
         """g(f_{t-1}(x)) of eq. 8 with eq. 9's values on pasted pixels, ``(B, |Y_{t-1}|, H, W)``."""
         target = old.clone()
-        if self.options.teacher_background == "complement":
+        if not self.student.has_background:
+            # what is new was one of the old classes to the old model
+            target.masked_fill_((truth.pseudo.amax(dim=1) > 0)[:, None], 0.0)
+        elif self.options.teacher_background == "complement":
             target[:, BACKGROUND].masked_fill_(truth.pseudo.amax(dim=1) > 0, 0.0)
         if self.options.pasted_others == "zero":
             target.masked_fill_(truth.pasted > 0, 0.0)
@@ -161,7 +165,7 @@ class FMWISS(Method):
         Shapes as in :meth:`teacher_losses`.
         """
         options, n_old = self.options, self.n_old
-        teacher = logits.sigmoid()
+        teacher = logits.sigmoid().to(old.dtype)
         scores = logits
         if options.hard_classes == "tagged":
             scores = torch.cat([logits[:, :n_old], logits[:, n_old:].masked_fill(~truth.tags, -torch.inf)], dim=1)
@@ -171,7 +175,11 @@ class FMWISS(Method):
         if options.untagged_absent:
             new = new * truth.tags
         target = torch.cat([teacher[:, :n_old].lerp(old, options.beta), new], dim=1)
-        if options.student_background == "minimum":
+        if not self.student.has_background:
+            claimed = teacher[:, n_old:] * truth.tags if options.untagged_absent else teacher[:, n_old:]
+            target[:, :n_old] = target[:, :n_old].minimum(1 - claimed.amax(dim=1, keepdim=True))
+            target[:, BACKGROUND] = 0.0
+        elif options.student_background == "minimum":
             target[:, BACKGROUND] = teacher[:, BACKGROUND].minimum(old[:, BACKGROUND])
         elif options.student_background == "lowered":
             target[:, BACKGROUND] = target[:, BACKGROUND].minimum(1 - new.amax(dim=1))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,18 +107,29 @@ class Segmenter(nn.Module):
         return ("background", *(name for step in self.architecture.steps for name in step))
 
     @property
+    def has_background(self) -> bool:
+        """Whether pixels of no class have a label of their own; models of other libraries may lack it."""
+        return True
+
+    @property
     def encoder_channels(self) -> int:
-        """Channels of the encoder's last features."""
+        """Channels of the encoder's last features, or of what :meth:`features_beside` gives."""
         return int(self.encoder.feature_info.channels()[-1])
+
+    def learnt_before(self) -> list[nn.Module]:
+        """Modules with weights from another task, or another step, that learn at the encoder's rate."""
+        return [self.encoder]
+
+    def heads(self) -> list[nn.Module]:
+        """Modules that learn at the heads' rate."""
+        return [self.decoder, self.classifier]
 
     def add_step(
         self, classes: tuple[str, ...], init: Literal["background", "plain"], prior: float | None = None
     ) -> None:
         """Grow by ``classes``; see :meth:`IncrementalClassifier.add_step`."""
         self.classifier.add_step(len(classes), init, prior)
-        self.architecture = Architecture(
-            **{**asdict(self.architecture), "steps": (*self.architecture.steps, classes)}
-        )
+        self.architecture = replace(self.architecture, steps=(*self.architecture.steps, classes))
 
     def encode(self, images: Tensor) -> Tensor:
         """``(B, 3, H, W)`` images in [0, 1] to the encoder's last features ``(B, E, h, w)``."""
@@ -131,6 +143,14 @@ class Segmenter(nn.Module):
         """The encoder's features to logits ``(B, labels, h, w)`` and decoder features ``(B, D, h, w)``."""
         decoded = self.decoder([features])
         return self.classifier(decoded), decoded
+
+    def features_beside(self, stages: Sequence[Tensor]) -> Tensor:
+        """Of all stages' features what a module beside the decoder, such as a teacher, learns from."""
+        return stages[-1]
+
+    def decode_stages(self, stages: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """What :meth:`decode` gives, from the features of all stages."""
+        return self.decode(stages[-1])
 
     def forward(self, images: Tensor) -> Tensor:
         """``(B, 3, H, W)`` RGB images in [0, 1] to logits ``(B, labels, h, w)`` at the output stride."""
@@ -183,10 +203,12 @@ class Segmenter(nn.Module):
         if not description_file.is_file():
             raise UserError(f"{folder}: holds no model.json; give the folder of a finished step.")
         try:
-            architecture = _architecture(json.loads(description_file.read_text()))
+            description = json.loads(description_file.read_text())
+            kind = _kind(description)
+            architecture = _architecture(description, kind)
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{description_file}: is not a model description of fmwiss ({error}).") from error
-        model = cls(architecture)
+        model = cls(architecture) if kind is Architecture else _adapted(architecture)
         try:
             state = load_file(weights_file)
         except (OSError, SafetensorError) as error:
@@ -196,7 +218,7 @@ class Segmenter(nn.Module):
         except RuntimeError as error:
             raise UserError(
                 f"{weights_file}: is a checkpoint of another architecture than {description_file.name} describes "
-                f"({_first_difference(model.state_dict(), state)})."
+                f"({first_difference(model.state_dict(), state)})."
             ) from error
         return model.eval()
 
@@ -240,7 +262,7 @@ def _no_such_stride(architecture: Architecture) -> UserError:
     )
 
 
-def _first_difference(expected: dict[str, Tensor], given: dict[str, Tensor]) -> str:
+def first_difference(expected: dict[str, Tensor], given: dict[str, Tensor]) -> str:
     """The first entry in which two states of a model differ, in words."""
     for name, tensor in expected.items():
         if name not in given:
@@ -254,8 +276,23 @@ def _outputs(steps: tuple[tuple[str, ...], ...]) -> list[int]:
     return [len(classes) + (t == 0) for t, classes in enumerate(steps)]
 
 
-def _architecture(description: dict[str, Any]) -> Architecture:
-    fields = {name: description[name] for name in Architecture.__dataclass_fields__}
-    fields["atrous_rates"] = tuple(fields["atrous_rates"])
+def _kind(description: dict[str, Any]) -> type[Architecture]:
+    """What describes a model: of this library, or of another one."""
+    if "family" not in description:
+        return Architecture
+    from fmwiss.models.adapted import AdaptedArchitecture  # which builds on this module
+
+    return AdaptedArchitecture
+
+
+def _adapted(architecture: Any) -> Segmenter:
+    from fmwiss.models.adapted import AdaptedSegmenter
+
+    return AdaptedSegmenter(architecture)
+
+
+def _architecture(description: dict[str, Any], kind: type[Architecture]) -> Architecture:
+    fields = {name: description[name] for name in kind.__dataclass_fields__}
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     fields["steps"] = tuple(tuple(classes) for classes in fields["steps"])
-    return Architecture(**fields)
+    return kind(**fields)

@@ -139,10 +139,9 @@ def _hex(colour: tuple[int, int, int]) -> str:
 def _validation_card(one: ValidationPhotograph, pictures: Pictures, gallery: Gallery, step: int) -> dict[str, Any]:
     ratio = one.width / one.height
     change = _change(one)
-    panels = [
-        pictures.over("photograph", one.photograph, {}, ratio),
-        pictures.over("truth", one.photograph, {_truth_in_words(one): one.truth}, ratio),
-    ]
+    panels = [pictures.over("photograph", one.photograph, {}, ratio)]
+    if any(figures.in_truth for figures in one.iou.values()):  # a photograph without a mask is void all over
+        panels.append(pictures.over("truth", one.photograph, {_truth_in_words(one): one.truth}, ratio))
     if one.before is not None:
         layer = {f"prediction of step {step - 1}": one.before}
         note = per_cent(one.miou_before)

@@ -69,13 +69,16 @@ def save_png(picture: Image.Image, path: Path) -> None:
     write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
 
 
-def overlay(image: Tensor, labels: Tensor, class_names: Sequence[str]) -> Image.Image:
+def overlay(
+    image: Tensor, labels: Tensor, class_names: Sequence[str], *, whole_legend: bool = False
+) -> Image.Image:
     """The photograph with the classes' colours laid over it and a legend below.
 
     Args:
         image: uint8 ``(3, H, W)``, RGB.
         labels: uint8 ``(H, W)`` in the model's label space; background stays as photographed.
         class_names: names of the model's labels, ``background`` first.
+        whole_legend: name every class, so that pictures of one size (frames of a video) stay of one size.
 
     Returns:
         RGB, ``W`` wide unless the legend needs more, and higher than ``H`` by the legend, which names the classes
@@ -87,7 +90,8 @@ def overlay(image: Tensor, labels: Tensor, class_names: Sequence[str]) -> Image.
         if label:
             table[label] = torch.tensor(colours[name], dtype=torch.float32)
     labels = labels.cpu()
-    present = [class_names[label] for label in labels.unique().tolist() if 0 < label < len(class_names)]
+    shown = range(len(class_names)) if whole_legend else labels.unique().tolist()
+    present = [class_names[label] for label in shown if 0 < label < len(class_names)]
     blended = _blend(image.cpu(), table[labels.long()].permute(2, 0, 1), labels > 0)
     photograph = _to_picture(_with_edges(blended, labels))
     entries = [(name, colours[name]) for name in present] or [("background only", _PAPER)]

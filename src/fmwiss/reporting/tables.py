@@ -48,6 +48,16 @@ def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     return table
 
 
+def settings_table(rows: Sequence[tuple[str, str, str]]) -> Table:
+    """Settings, their values and why they are what they are."""
+    table = Table()
+    for column in ("setting", "value", "why"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
 def runs_table(runs: Mapping[str, Mapping[str, Any]]) -> Table:
     """Means over old, new and all classes of several runs, in per cent, the best grown model's in bold.
 

@@ -67,7 +67,7 @@ class LocatedMasks(KeptMaps):
 
     Args:
         folder: where the files are.
-        classes: the new classes, of the labels 1, 2, ...
+        about: names of the new classes, of the labels 1, 2, ...
     """
 
     def masks(self, image_id: str, classes: Sequence[str], epoch: int) -> Tensor:

@@ -22,17 +22,17 @@ from torchvision.transforms.v2.functional import resize
 from fmwiss.config import Config, OptimizationConfig, check_resumable, dump_config, load_config
 from fmwiss.data.datasets import MaskDataset, PseudoMaskSource, TrueMasks, WeakDataset
 from fmwiss.data.memory import CopyPaste, MemoryBank
-from fmwiss.data.protocols import Protocol
+from fmwiss.data.protocols import Protocol, share
 from fmwiss.data.randomness import keyed_generator
+from fmwiss.data.source import Source, open_source
 from fmwiss.data.tags import TagIndex
 from fmwiss.data.transforms import JointTransform
-from fmwiss.data.voc import VOCSource
 from fmwiss.errors import UserError
 from fmwiss.evaluation import Evaluation, evaluate
 from fmwiss.evaluation.evaluate import Observer, center_crop
 from fmwiss.files import write_atomically
 from fmwiss.foundation import build_saliency
-from fmwiss.methods import Method, Supervised, build_method, check_methods, method_class
+from fmwiss.methods import Method, Supervised, build_method, check_methods, method_class, takes_pseudo_masks
 from fmwiss.models import Segmenter, finished_steps
 from fmwiss.pseudo_masks import open_pseudo_masks
 from fmwiss.pseudo_masks import working_size as frozen_size
@@ -51,6 +51,7 @@ from fmwiss.training.gallery import (
 )
 from fmwiss.training.located import KeptMaps, LocatedMasks
 from fmwiss.training.loop import Loop
+from fmwiss.training.reviews import StepReviews
 
 BANK = "memory_bank.safetensors"
 TAGS = "tags.json"
@@ -68,12 +69,14 @@ def train(
     precision: str = "32-true",
     cache: Path | None = None,
     base: Path | None = None,
+    source: Source | None = None,
+    review: Path | None = None,
 ) -> dict[int, Evaluation]:
     """Do every step of an experiment that is not done yet, or the given one.
 
     Args:
         config: the experiment.
-        data: folder in VOC layout.
+        data: folder, laid out as ``config.data.source`` says.
         weights: folder with weights by timm name, looked into before the hub.
         out: the run's folder.
         step: do only this step; the one before it must be finished.
@@ -83,13 +86,16 @@ def train(
         base: another run whose finished step 0 is taken over in place of training it; it must come from the same
             protocol, data, segmenter, seed and base settings. The memory of the old classes is made anew where the
             other run kept another one.
+        source: the data set, in place of the one in ``data``, which is then a name for messages.
+        review: decisions about pseudo masks (:mod:`fmwiss.data.review`) for the steps that are not begun; by default
+            those in ``out``, if there are any. A step that is begun goes on with those that it was begun with.
 
     Returns:
         The evaluation of every step done by this call.
     """
     fabric = _fabric(devices, precision)
     fabric.launch()
-    run = _Run(config, data, weights, out, cache, fabric)
+    run = _Run(config, data, weights, out, cache, fabric, source, review)
     if step is not None and not 0 <= step < len(run.protocol.steps):
         raise UserError(f"--step {step}: the protocol has steps 0 to {len(run.protocol.steps) - 1}.")
     with _alone(out) if fabric.is_global_zero else nullcontext():
@@ -141,15 +147,20 @@ class _Run:
     folder: Path
     cache: Path | None
     fabric: Fabric
+    given: Source | None = None
+    """The data set, where it is not what lies in ``data``."""
+    review: Path | None = None
 
     def __post_init__(self) -> None:
-        self.source = VOCSource(self.data)
+        self.source: Source = open_source(self.config.data, self.data) if self.given is None else self.given
         self.protocol = Protocol.from_config(self.config.protocol, self.source.class_names)
+        self._check_masks(self.protocol.new(0), "step 0 learns from masks")
         options = self.config.data
         check_methods(self.config)
         self.transform = JointTransform(options.crop_size, options.resize, options.scale, options.flip)
         self._seconds_before = 0.0
         """What processes that were interrupted spent on the present step's locator."""
+        self.reviews = StepReviews(self.folder, self.review, self.config, self.protocol, self.source)
 
     def open(self) -> None:
         """Check that what was begun here was begun with the same configuration, and write the one given.
@@ -159,8 +170,14 @@ class _Run:
         """
         for split in (self.config.data.train_split, self.config.data.val_split):
             self.source.ids(split)
+        for image_id in self.source.ids(self.config.data.val_split):
+            if not self.source.has_mask(image_id):
+                raise UserError(
+                    f"{self.data}: the photograph '{image_id}' of {self.config.data.val_split} has no mask to compare "
+                    "predictions with; add one, or leave it out of the list"
+                )
         path = self.folder / "config.yaml"
-        begun = [folder.name for folder in self.folder.glob("step*") if _is_begun(folder)]
+        begun = [folder.name for folder in self.folder.glob("step*") if is_begun(folder)]
         if begun and path.is_file():
             saved = load_config(path)
             difference = base_difference(saved, self.config, self.source.class_names)
@@ -172,10 +189,22 @@ class _Run:
                     f"{self.folder} was started with {key} = {before} but {now} is asked for now; give the same value "
                     "or another --out"
                 )
+        finished = finished_steps(self.folder)
+        steps = [t for t in range(1, len(self.protocol.steps)) if t not in finished]
+        self.reviews.check({t: is_begun(self.folder / f"step{t}") for t in steps})
         self.fabric.barrier()  # every process has looked before the first one writes
         if self.fabric.is_global_zero:
             write_atomically(path, lambda file: file.write_text(dump_config(self.config)))
         self.fabric.barrier()
+        if self.config.data.source != "voc":  # a user's own tags: a step without photographs is told before step 0
+            ids = self.source.ids(self.config.data.train_split)
+            tags = self._tags(ids)
+            finished = finished_steps(self.folder)
+            for t in range(len(self.protocol.steps)):
+                if t not in finished:
+                    chosen = self._photographs(t, tags, ids)
+                    if t > 0 and self._learns_truth():
+                        self._check_truth(t, chosen)
 
     def take_base(self, base: Path) -> None:
         """Copy the finished step 0 of another run, unless this run has its own.
@@ -206,7 +235,7 @@ class _Run:
         takes_memory = self._wants_memory() and bank.is_file() and self._memory_difference(bank) is None
         if self._wants_memory() and not takes_memory:
             ids = self.source.ids(self.config.data.train_split)
-            chosen = self.protocol.select(0, self._tags(ids), ids)
+            chosen = self._photographs(0, self._tags(ids), ids)
         if self.fabric.is_global_zero:
             temporary = self.folder / ".step0.tmp"
             left_out = ["state"] if takes_memory else ["state", BANK]
@@ -231,14 +260,10 @@ class _Run:
         options = training.step0 if t == 0 else training.steps
         ids = self.source.ids(self.config.data.train_split)
         tags = self._tags(ids)
-        chosen = self.protocol.select(t, tags, ids)
+        chosen = self._photographs(t, tags, ids)
         if t > 0:
-            chosen = self._fraction(chosen)
-        if not chosen:
-            raise UserError(
-                f"{self.data}: no photograph of {self.config.data.train_split} is tagged with a class of step {t} "
-                f"({', '.join(self.protocol.new(t))})."
-            )
+            chosen = share(chosen, self.config.data.fraction, training.seed)
+            chosen, tags = self._reviewed(t, chosen, tags)
         seed_everything = keyed_generator(training.seed, "step", t)
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=seed_everything)))
         method = self._base_method(options) if t == 0 else self._method(t, options)
@@ -368,6 +393,7 @@ class _Run:
             "minutes": {name: round(value / 60, 2) for name, value in seconds.items()},
             "peak_memory_gib": round(_peak_memory_gib(self.fabric.device), 2),
             "diagnostic": self._takes_pseudo_masks(method) and self.config.cosegmentation.source == "true-masks",
+            **self.reviews.summary(result.step),
         }
         confusion = Confusion(names=list(result.iou), pixels=[list(row) for row in result.confusion])
         _write_json(folder / CONFUSION, confusion.model_dump(), indent=None)
@@ -385,13 +411,46 @@ class _Run:
         self.fabric.barrier()
         return TagIndex.load_or_build(self.source, ids, self.config.data.tags, cache)
 
-    def _fraction(self, ids: list[str]) -> list[str]:
-        """A random share of the photographs, in their order (Table 10)."""
-        if self.config.data.fraction == 1:
-            return ids
-        generator = keyed_generator(self.config.training.seed, "fraction")
-        kept = torch.randperm(len(ids), generator=generator)[: max(1, round(self.config.data.fraction * len(ids)))]
-        return [ids[i] for i in sorted(kept.tolist())]
+    def _photographs(self, t: int, tags: TagIndex, ids: list[str]) -> list[str]:
+        """Those that a step may use; in step 0 they have masks."""
+        chosen = self.protocol.select(t, tags, ids)
+        if t == 0:
+            chosen = [image_id for image_id in chosen if self.source.has_mask(image_id)]
+        if not chosen:
+            with_mask = " with a mask" if t == 0 and any(map(self.source.has_mask, ids)) else ""
+            raise UserError(
+                f"{self.data}: no photograph{with_mask} of {self.config.data.train_split} is tagged with a class of "
+                f"step {t} ({', '.join(self.protocol.new(t))})."
+            )
+        return chosen
+
+    def _learns_truth(self) -> bool:
+        """Whether steps after 0 learn from the truth in place of pseudo masks."""
+        learns = takes_pseudo_masks(self.config.method)
+        return learns and self.config.cosegmentation.source == "true-masks"
+
+    def _check_truth(self, t: int, ids: Sequence[str]) -> None:
+        self._check_masks(self.protocol.new(t), "cosegmentation.source is 'true-masks'")
+        bare = next((image_id for image_id in ids if not self.source.has_mask(image_id)), None)
+        if bare is not None:
+            raise UserError(
+                f"{self.data}: cosegmentation.source is 'true-masks', and the photograph '{bare}' of step {t} has no "
+                "mask; set it to foundation, or add the mask"
+            )
+
+    def _check_masks(self, names: Sequence[str], why: str) -> None:
+        known = self.source.mask_classes
+        missing = next((name for name in names if name not in known), None)
+        if missing is not None:
+            there = f"they have {', '.join(known)}" if known else "there are none"
+            raise UserError(f"{self.data}: {why}, and its masks have no class '{missing}'; {there}")
+
+    def _reviewed(self, t: int, ids: list[str], tags: TagIndex) -> tuple[list[str], TagIndex]:
+        """The step's photographs and their tags after the review that it is begun with, if there is one."""
+        if self.fabric.is_global_zero:
+            self.reviews.begin(t, is_begun(self.folder / f"step{t}"))
+        self.fabric.barrier()
+        return self.reviews.apply(t, ids, tags, print if self.fabric.is_global_zero else None)
 
     def _base_method(self, options: OptimizationConfig) -> Method:
         config = self.config
@@ -492,9 +551,9 @@ class _Run:
         return maps
 
     def _pseudo_masks(self, ids: list[str], tags: Mapping[str, frozenset[str]]) -> PseudoMaskSource:
-        options, seed = self.config.cosegmentation, self.config.training.seed
+        options, seed = self.reviews.cosegmentation(), self.config.training.seed
         if options.source == "true-masks":
-            return TrueMasks(self.source, self.source.class_names)
+            return TrueMasks(self.source, self.source.mask_classes)
         return open_pseudo_masks(
             options, self.source, ids, tags, self.weights, self.cache, self.fabric.device, seed, track
         )
@@ -608,7 +667,7 @@ def _write_json(path: Path, value: object, indent: int | None = 1) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
-def _is_begun(step: Path) -> bool:
+def is_begun(step: Path) -> bool:
     """Whether a step's folder holds a model, a checkpoint or a locator's masks."""
     kept = ("state/*", f"{LOCATOR}/state/*", f"{LOCATOR}/saliency/*", f"{LOCATOR}/masks/*")
     return (step / "model.json").is_file() or any(path for pattern in kept for path in step.glob(pattern))

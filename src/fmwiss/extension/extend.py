@@ -1,0 +1,373 @@
+"""Extending a model: what is asked for, what it would cost, and doing it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from fmwiss.config import Config, check_resumable, load_config
+from fmwiss.data.memory import MemoryBank
+from fmwiss.errors import UserError
+from fmwiss.evaluation import Evaluation
+from fmwiss.extension.base import (
+    REPLAY_SIZE,
+    Base,
+    build_replay,
+    check_new_classes,
+    has_adapter,
+    open_base,
+    put_base,
+    put_replay,
+)
+from fmwiss.extension.settings import Wishes, atrous_rates, has_gpu, settle
+from fmwiss.extension.source import ExtensionSource, open_masked, open_tagged
+from fmwiss.extension.trial import Estimate, try_out
+from fmwiss.files import write_atomically
+from fmwiss.models import finished_steps
+from fmwiss.training.run import BANK, train
+
+RECORD = "extension.json"
+"""File of the run with what the extension was asked for; the same is asked for when it goes on."""
+TAGS_CACHE = "extension-tags.json"
+LEAST_PHOTOGRAPHS = 2
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the user asks for.
+
+    Attributes:
+        model: a run, another library's model, or a hub's id.
+        images: folder of photographs.
+        classes: the new classes.
+        out: the new run.
+        tags: a file; ``masks`` or ``xml`` for VOC's layout; None: the folder's own.
+        split: list of photographs.
+        step: of a run.
+        validation: folder of photographs with masks.
+        replay: folder of old photographs with masks, to paste from.
+        labels: names of another library's outputs.
+        background: of these, the one for everything else, or ``none``.
+        trained_with: ``softmax`` or ``sigmoid``.
+        wishes: settings.
+        weights: folder of weights by timm name.
+        cache: where what the foundation models say is kept.
+        devices: Fabric's.
+        precision: Fabric's, or ``auto``.
+    """
+
+    model: str
+    images: Path
+    classes: Sequence[str]
+    out: Path
+    tags: str | None = None
+    split: str | None = None
+    step: int | None = None
+    validation: Path | None = None
+    replay: Path | None = None
+    labels: Sequence[str] | None = None
+    background: str | None = None
+    trained_with: Literal["softmax", "sigmoid"] | None = None
+    wishes: Wishes = field(default_factory=Wishes)
+    weights: Path | None = None
+    cache: Path | None = None
+    devices: str | int = "auto"
+    precision: str = "auto"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done.
+
+    Attributes:
+        order: what was asked for.
+        base: what is extended.
+        new: the new classes.
+        source: the photographs.
+        config: the experiment.
+        why: reasons for its main settings, by key.
+        step: the number that the new step gets.
+        replay: instances to paste.
+        begun: whether the run is there already.
+    """
+
+    order: Order
+    base: Base
+    new: tuple[str, ...]
+    source: ExtensionSource
+    config: Config
+    why: dict[str, str]
+    step: int
+    replay: MemoryBank | None
+    begun: bool
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.order.out.is_dir() and self.step in finished_steps(self.order.out)
+
+
+def make_plan(order: Order) -> Plan:
+    """Look at everything that is asked for, and settle what is not; nothing is trained and the run is not touched.
+
+    Raises:
+        UserError: something cannot be read, does not fit, or the run was begun with something else.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise UserError("fmwiss extend starts its processes itself; call it once, with --devices N")
+    wishes = order.wishes
+    base = open_base(order.model, order.step, order.labels, order.background, order.trained_with)
+    new = check_new_classes(order.classes, base)
+    if order.out.is_file():
+        raise UserError(f"--out {order.out} is a file; give a new folder for the run")
+    if base.run is not None and base.run.resolve() == order.out.resolve():
+        raise UserError(f"--out {order.out} is the run that is extended; give a new folder")
+    record = _record(order, base, new)
+    begun = _check_record(order.out, record)
+    if wishes.batch_size is None and (order.out / RECORD).is_file():  # of another process, or of a run that was killed
+        wishes = replace(wishes, batch_size=_read_record(order.out / RECORD).get("batch_size"))
+    with tempfile.TemporaryDirectory() as scratch:
+        cache = order.out if begun else Path(scratch)
+        training, tags = open_tagged(order.images, order.tags, order.split, new, cache / TAGS_CACHE)
+    if len(tags) < LEAST_PHOTOGRAPHS:
+        raise UserError(
+            f"{order.images}: {len(tags)} photograph is tagged with {' or '.join(new)}; at least {LEAST_PHOTOGRAPHS} "
+            "are needed, and some dozens for a good mask"
+        )
+    validation, validation_ids = (None, []) if order.validation is None else open_masked(order.validation, "--val")
+    saved = load_config(order.out / "config.yaml") if begun else None
+    seed = wishes.seed if wishes.seed is not None else saved.training.seed if saved is not None else 0
+    source = ExtensionSource(
+        (*base.classes, *new), training, tags, validation, validation_ids, base.model.has_background, seed
+    )
+    replay = None
+    if order.replay is not None:
+        old_source, old_ids = open_masked(order.replay, "--replay")
+        replay = build_replay(old_source, old_ids, base.classes, Config().copy_paste.min_area, seed)
+    size = REPLAY_SIZE if replay is not None else _bank_size(base)
+    config, why = settle(base, new, source, tags, order.tags or "masks", source.compared, size, wishes, has_gpu())
+    if saved is not None:
+        config = _as_begun(saved, config, wishes, order.out)
+    return Plan(order, base, new, source, config, why, base.step + 1, replay, begun)
+
+
+def measure(plan: Plan) -> tuple[Plan, Estimate]:
+    """Try out an iteration, and fit batch and precision to the machine.
+
+    A run that is begun keeps its batch; what the trial writes goes into a temporary folder.
+    """
+    order, config = plan.order, plan.config
+    device = torch.device("cuda" if has_gpu() else "cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        put_base(plan.base, Path(folder), config.data.resize, atrous_rates(config))
+        step = Path(folder) / f"step{plan.base.step}"
+        estimate = try_out(
+            config, step, plan.source, plan.source.tags, plan.new, order.weights, device,
+            recorded_precision(order) or order.precision,
+        )
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    size = config.training.steps.batch_size
+    if estimate.batch_size < size and not plan.begun and order.wishes.batch_size is None:
+        wishes = replace(order.wishes, batch_size=estimate.batch_size)
+        plan = make_plan(replace(order, wishes=wishes))
+        plan.why["training.steps.batch_size"] = f"{size} would not fit into memory"
+    return plan, estimate
+
+
+def carry_out(plan: Plan, precision: str) -> dict[int, Evaluation]:
+    """Extend the model; the evaluation of the new step, or nothing where it was done already.
+
+    Args:
+        plan: what to do.
+        precision: Fabric's.
+    """
+    order, config = plan.order, plan.config
+    record = {**_record(order, plan.base, plan.new), "precision": precision}
+    record["batch_size"] = config.training.steps.batch_size
+    if not plan.begun:
+        order.out.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+        write_atomically(order.out / RECORD, lambda path: path.write_text(text, encoding="utf-8"))
+    put_base(plan.base, order.out, config.data.resize, atrous_rates(config))
+    if plan.replay is not None and not (order.out / f"step{plan.base.step}" / BANK).is_file():
+        put_replay(plan.replay, order.out, plan.base.step)
+    return train(
+        config, order.images, order.weights, order.out, plan.step, order.devices, precision, order.cache,
+        source=plan.source,
+    )
+
+
+def rows(plan: Plan) -> list[tuple[str, str, str]]:
+    """The settings as a table shows them: key, value, why."""
+    config, why, base = plan.config, plan.why, plan.base
+    kind = f"{len(base.classes)} classes" + ("" if base.model.has_background else ", no background")
+    if has_adapter(base.model):
+        architecture: Any = base.model.architecture
+        kind += f", {architecture.trained_with}, {architecture.encoder}"
+    else:
+        kind += f", step {base.step}"
+    tagged = {name: sum(name in names for names in plan.source.tags.values()) for name in plan.new}
+    counts = ", ".join(f"{name}: {count}" for name, count in tagged.items())
+    compared = plan.source.ids(plan.source.compared)
+    table = [
+        ("model", plan.order.model, kind),
+        ("new classes", ", ".join(plan.new), f"photographs tagged {counts}"),
+        ("judged by", f"{len(compared)} photographs" if plan.source.validation else "pictures alone",
+         f"masks in {plan.order.validation}" if plan.source.validation else "there are no masks (--val DIR)"),
+    ]
+    values = config.model_dump(mode="json")
+    for key in _SHOWN:
+        value: Any = values
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if value is not None or key in why:
+            table.append((key, "null" if value is None else str(value), why.get(key, "")))
+    return table
+
+
+_SHOWN = (
+    "data.resize",
+    "data.crop_size",
+    "training.steps.batch_size",
+    "training.steps.epochs",
+    "method.warmup_epochs",
+    "training.steps.optimizer",
+    "training.steps.learning_rate",
+    "training.steps.head_rate",
+    "method.name",
+    "method.untagged_absent",
+    "method.loss_stride",
+    "copy_paste.bank_size",
+    "cosegmentation.vision_language.name",
+    "cosegmentation.vision_language.model",
+    "cosegmentation.self_supervised.model",
+    "training.seed",
+)
+
+
+def estimate_rows(plan: Plan, estimate: Estimate, say: Callable[[float], str]) -> list[tuple[str, str, str]]:
+    """Time and memory as the table shows them.
+
+    Args:
+        plan: what will be done.
+        estimate: what was measured.
+        say: seconds in words.
+    """
+    photographs, compared = len(plan.source.tags), len(plan.source.ids(plan.source.compared))
+    parts = estimate.seconds(plan.config, photographs, compared)
+    told = ", ".join(f"{name} {say(seconds)}" for name, seconds in parts.items())
+    return [
+        ("precision", estimate.precision, f"{estimate.iteration:.2f} s an iteration, measured"),
+        ("time", say(sum(parts.values())), told),
+        ("memory", f"{estimate.memory_gib:.1f} GiB", "peak of the trial"),
+    ]
+
+
+# -------------------------------------------------------------------------------------------------------- what is begun
+
+
+def _record(order: Order, base: Base, new: Sequence[str]) -> dict[str, Any]:
+    """What tells one extension from another, JSON-able."""
+    return {
+        "model": order.model if base.run is None else str(base.run),
+        "step": base.step,
+        "old_classes": list(base.classes),
+        "classes": list(new),
+        "images": str(order.images),
+        "tags": order.tags,
+        "split": order.split,
+        "val": None if order.validation is None else str(order.validation),
+        "replay": None if order.replay is None else str(order.replay),
+    }
+
+
+def _check_record(out: Path, record: dict[str, Any]) -> bool:
+    """Whether the extension is begun in ``out``.
+
+    Raises:
+        UserError: another one is, or something else lies there.
+    """
+    path = out / RECORD
+    if not path.is_file():
+        if out.is_dir() and any(entry for entry in out.iterdir() if entry.name != ".lock"):
+            raise UserError(f"--out {out} holds something else than an extension; give a new folder")
+        return False
+    saved = _read_record(path)
+    for key, value in record.items():
+        if saved.get(key) != value:
+            raise UserError(
+                f"{out} was begun with {key} = {_told(saved.get(key))} and {_told(value)} is asked for now; give the "
+                "same, or another --out"
+            )
+    return (out / "config.yaml").is_file()
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}); remove the folder and begin anew") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: must hold a JSON object; remove the folder and begin anew")
+    return record
+
+
+def _told(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else "nothing" if value is None else str(value)
+
+
+def recorded_precision(order: Order) -> str | None:
+    """The precision that the run was begun with, unless another is asked for."""
+    path = order.out / RECORD
+    if order.precision != "auto" or not path.is_file():
+        return None
+    precision = _read_record(path).get("precision")
+    return precision if isinstance(precision, str) else None
+
+
+def _as_begun(saved: Config, now: Config, wishes: Wishes, out: Path) -> Config:
+    """The settings that the run was begun with; what the user asks for beside them must be the same.
+
+    What was measured or counted then is not settled again: photographs may have been added since.
+    """
+    asked: dict[str, Any] = {}
+    for key, value in (
+        ("training.steps.epochs", wishes.epochs), ("data.crop_size", wishes.crop_size), ("data.resize", wishes.resize),
+        ("training.steps.learning_rate", wishes.learning_rate), ("training.seed", wishes.seed),
+    ):
+        if value is not None:
+            asked[key] = value
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(_dumped(saved), encoding="utf-8")
+        given = load_config(path, [asked, *wishes.overrides])
+    given = given.model_copy(update={"data": given.data.model_copy(update={"workers": now.data.workers})})
+    given = given.model_copy(update={"method": given.method.model_copy(
+        update={"untagged_absent": wishes.tags_complete} if hasattr(given.method, "untagged_absent") else {}
+    )})
+    check_resumable(saved, given, out)
+    return given
+
+
+def _dumped(config: Config) -> str:
+    from fmwiss.config import dump_config
+
+    return dump_config(config)
+
+
+def _bank_size(base: Base) -> float | None:
+    """Instances per class that the base's memory was made for; None: it has no memory."""
+    if base.bank is None:
+        return None
+    bank = MemoryBank.load(base.bank)
+    if bank.made_with is not None:
+        return bank.made_with.get("bank_size")
+    return float(max((bank.count(name) for name in bank.classes), default=0)) or None

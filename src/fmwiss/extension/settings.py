@@ -1,0 +1,237 @@
+"""Sensible settings of an extension: from the model, the amount of data and the machine, to an experiment."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from fmwiss.config import Config, load_config
+from fmwiss.data.source import Source
+from fmwiss.errors import UserError
+from fmwiss.extension.base import Base, has_adapter
+
+ITERATIONS = 260
+"""Iterations of the student at least, as in voc-mini's steps, which settle within them."""
+ITERATIONS_ON_GPU = 1000
+EPOCHS = (3, 100)
+"""Fewest and most epochs over the photographs."""
+WARMUP_SHARE = 0.6
+"""Epochs of the teacher alone, as a share of the others: five to eight on voc-mini."""
+WARMUP_EPOCHS = (1, 60)
+BATCH, BATCH_ON_GPU = 8, 16
+LARGEST_CROP, LARGEST_CROP_ON_GPU = 256, 512
+LARGEST_OWN_SIDE = 640
+"""Shorter side in pixels from which on photographs of a model without a size of its own are made smaller."""
+ADAPTED_RATE, ADAPTED_HEAD_RATE = 3e-5, 30.0
+"""For another library's model: of what it has learnt, and of what begins anew as a multiple."""
+CLASS_PRIOR = 0.02
+DINO = "vit_base_patch16_224.dino"
+SIZES_LOOKED_AT = 200
+
+
+@dataclass
+class Wishes:
+    """What a user may ask for beside the data; None leaves it to the program."""
+
+    config: Path | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    crop_size: int | None = None
+    resize: int | None = None
+    learning_rate: float | None = None
+    seed: int | None = None
+    tags_complete: bool = False
+    overrides: Sequence[str] = field(default_factory=list)
+
+
+def settle(
+    base: Base,
+    new: Sequence[str],
+    source: Source,
+    tags: Mapping[str, frozenset[str]],
+    tags_origin: str,
+    compared: str,
+    memory: float | None,
+    wishes: Wishes,
+    on_gpu: bool,
+) -> tuple[Config, dict[str, str]]:
+    """The experiment, and why its main settings are what they are, by key.
+
+    A run's own settings go on, but for what depends on the photographs; another library's model gets those that did
+    well with ours. ``--config`` replaces either, the main options and ``--set`` override everything.
+
+    Args:
+        base: what is extended.
+        new: the new classes.
+        source: the photographs.
+        tags: of those that are learnt from.
+        tags_origin: where they come from, for the record: a file, ``masks`` (the folder's own) or ``xml``.
+        compared: list that predictions are compared on, or shown of.
+        memory: instances per old class in the memory that is there; None: there is none.
+        wishes: the user's.
+        on_gpu: whether there is one.
+
+    Raises:
+        UserError: a value is out of range, or does not fit the model.
+    """
+    why: dict[str, str] = {}
+    values = _beginning(base, wishes, why)
+    data, steps = values["data"], values["training"]["steps"]
+    foreign = has_adapter(base.model)
+    given = wishes.config is not None
+    _describe_model(values, base, new)
+    data |= {
+        "source": "voc" if tags_origin == "xml" else "folder", "train_split": "train", "val_split": compared,
+        "tags": tags_origin, "fraction": 1.0,
+        "workers": max(0, min(2, _cores() - 1)),
+    }
+    if foreign and not given and base.config is None:
+        _fit_photographs(data, base, source, list(tags), on_gpu, why)
+        steps |= {"optimizer": "adamw", "learning_rate": ADAPTED_RATE, "head_rate": ADAPTED_HEAD_RATE,
+                  "weight_decay": 0.01, "freeze_batch_norm": True, "batch_size": BATCH_ON_GPU if on_gpu else BATCH}
+        why["training.steps.learning_rate"] = "of the model; its new head and the teacher learn head_rate times as fast"
+        values["segmenter"] |= {"class_prior": CLASS_PRIOR, "classifier_init": "background"}
+        values["method"]["loss_stride"] = 4 if int(data["crop_size"]) % 4 == 0 else 1
+        values["cosegmentation"]["self_supervised"]["model"] = DINO
+    else:
+        own = base.model.architecture.resize
+        if own is not None or base.run is not None:
+            data["resize"] = own
+            why["data.resize"] = "the model's own"
+    if wishes.crop_size is not None:
+        data["crop_size"] = wishes.crop_size
+        if int(values["method"].get("loss_stride", 1)) > 1 and wishes.crop_size % values["method"]["loss_stride"]:
+            values["method"]["loss_stride"] = 1
+    if wishes.resize is not None:
+        data["resize"] = wishes.resize
+    if wishes.learning_rate is not None:
+        steps["learning_rate"] = wishes.learning_rate
+    if wishes.seed is not None:
+        values["training"]["seed"] = wishes.seed
+    steps["batch_size"] = min(wishes.batch_size or int(steps["batch_size"]), len(tags))
+    values["method"]["untagged_absent"] = wishes.tags_complete
+    why["method.untagged_absent"] = (
+        "--tags-complete: a class without a tag is not in the photograph" if wishes.tags_complete
+        else "--tags-partial: a class without a tag may be in the photograph"
+    )
+    if memory is None:
+        values["copy_paste"] |= {"bank_size": 0}
+        why["copy_paste.bank_size"] = "there are no old photographs to paste from (--replay DIR)"
+    elif int(values["copy_paste"]["bank_size"]) == 0 or not given:
+        values["copy_paste"]["bank_size"] = int(memory)
+    if not given:
+        _set_length(values, len(tags), on_gpu, why)
+    if wishes.epochs is not None:
+        steps["epochs"] = wishes.epochs
+        why["training.steps.epochs"] = "--epochs"
+    config = _checked(values, wishes.overrides)
+    why |= {override.partition("=")[0].strip(): "--set" for override in wishes.overrides}
+    own = base.model.architecture.resize
+    if base.run is not None and config.data.resize != own:
+        raise UserError(f"data.resize is {config.data.resize}, and the model's own working size is {own}; leave it out")
+    if config.method.name not in ("fmwiss", "finetuning") and foreign:
+        raise UserError(f"method.name={config.method.name} learns on models of fmwiss only; give fmwiss or finetuning")
+    return config, why
+
+
+def atrous_rates(config: Config) -> tuple[int, int, int]:
+    """Dilations of the teacher's ASPP: (6, 12, 18) in proportion to the size of its feature map."""
+    side = config.data.crop_size / 16
+    first, second, third = (max(1, round(rate * side / 32)) for rate in (6, 12, 18))
+    return first, second, third
+
+
+def _beginning(base: Base, wishes: Wishes, why: dict[str, str]) -> dict[str, Any]:
+    """The values that all else is put on."""
+    if wishes.config is not None:
+        why["base"] = f"{wishes.config}"
+        config = load_config(wishes.config)
+    elif base.config is not None:
+        why["base"] = f"the settings of {base.given}"
+        config = base.config
+    else:
+        why["base"] = "the library's own settings"
+        config = Config()
+        if not has_adapter(base.model):
+            steps = {"optimizer": "adamw", "learning_rate": 1e-4, "weight_decay": 0.01, "freeze_batch_norm": True,
+                     "batch_size": BATCH}
+            config = Config.model_validate({"training": {"steps": steps}})
+    values = config.model_dump(mode="json")
+    if values["method"]["name"] != "fmwiss":
+        values["method"] = Config().method.model_dump(mode="json")
+    return values
+
+
+def _describe_model(values: dict[str, Any], base: Base, new: Sequence[str]) -> None:
+    """What the experiment says of the model and its classes."""
+    architecture = base.model.architecture
+    values["protocol"] = {"steps": [*map(list, architecture.steps), list(new)], "setting": "overlap"}
+    values["segmenter"] |= {"encoder": architecture.encoder, "pretrained": False}
+    if not has_adapter(base.model):
+        values["segmenter"] |= {
+            "output_stride": architecture.output_stride,
+            "decoder_channels": architecture.decoder_channels,
+            "atrous_rates": list(architecture.atrous_rates),
+            "dropout": architecture.dropout,
+        }
+
+
+def _fit_photographs(
+    data: dict[str, Any], base: Base, source: Source, ids: Sequence[str], on_gpu: bool, why: dict[str, str]
+) -> None:
+    """Working size and crop for a model that brings no experiment."""
+    some = ids[:: max(1, len(ids) // SIZES_LOOKED_AT)]
+    shorter = int(statistics.median(min(source.image_size(image_id)) for image_id in some))
+    own = base.model.architecture.resize
+    if own is not None:
+        data["resize"] = own
+        why["data.resize"] = "the model's image processor says so"
+    elif shorter > LARGEST_OWN_SIDE:
+        data["resize"] = 512
+        why["data.resize"] = f"the model tells no size, and photographs have {shorter} pixels (median, shorter side)"
+    else:
+        data["resize"] = None
+        why["data.resize"] = f"the photographs' own, {shorter} pixels (median, shorter side)"
+    side = data["resize"] or shorter
+    largest = LARGEST_CROP_ON_GPU if on_gpu else LARGEST_CROP
+    data["crop_size"] = max(64, min(largest, side) // 32 * 32)
+    why["data.crop_size"] = f"at most {largest} {'on a GPU' if on_gpu else 'without a GPU'}, a multiple of 32"
+    data["scale"] = [0.75, 1.5]
+
+
+def _set_length(values: dict[str, Any], photographs: int, on_gpu: bool, why: dict[str, str]) -> None:
+    """Epochs for so many photographs."""
+    steps = values["training"]["steps"]
+    per_epoch = max(1, photographs // int(steps["batch_size"]))
+    wanted = ITERATIONS_ON_GPU if on_gpu else ITERATIONS
+    epochs = max(EPOCHS[0], min(EPOCHS[1], math.ceil(wanted / per_epoch)))
+    steps["epochs"] = epochs
+    why["training.steps.epochs"] = f"{epochs * per_epoch} iterations over {photographs} photographs"
+    values["method"]["warmup_epochs"] = max(WARMUP_EPOCHS[0], min(WARMUP_EPOCHS[1], round(WARMUP_SHARE * epochs)))
+    why["method.warmup_epochs"] = "before them, of the teacher alone"
+
+
+def _checked(values: Mapping[str, Any], overrides: Sequence[str]) -> Config:
+    """The experiment with ``--set``'s overrides."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "extension.yaml"
+        path.write_text(yaml.safe_dump(dict(values), allow_unicode=True), encoding="utf-8")
+        return load_config(path, list(overrides))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def has_gpu() -> bool:
+    """Whether Fabric will find one."""
+    return torch.cuda.is_available()

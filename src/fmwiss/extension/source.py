@@ -1,0 +1,227 @@
+"""The data of an extension: tagged photographs to learn from, photographs with masks to judge by, old ones to paste."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fmwiss.data.folder import FolderSource
+from fmwiss.data.randomness import keyed_generator
+from fmwiss.data.source import Source
+from fmwiss.data.tags import TagIndex
+from fmwiss.data.voc import VOID, VOCSource
+from fmwiss.errors import UserError
+from fmwiss.names import joined
+
+TRAINING = "train"
+VALIDATION = "val"
+PICTURES = "without-masks"
+"""List of a few training photographs, whose predictions the report shows where there are none with masks."""
+
+PICTURES_SHOWN = 12
+VALIDATION_PREFIX, PICTURES_PREFIX = "val/", "pictures/"
+
+
+class ExtensionSource:
+    """One data set in the model's own labels, made of two: :class:`~fmwiss.data.source.Source`.
+
+    The labels are those of the model after the extension, whatever the masks call theirs. Pixels of classes that it
+    does not know are background, or void where the model has no background. Of photographs to learn from no mask is
+    read.
+
+    Args:
+        classes: the model's, new ones last.
+        training: photographs to learn from.
+        tags: of these, by id, the new classes that each shows; ids without any are not learnt from.
+        validation: photographs with masks; None: there are none, and :data:`PICTURES` shows some to learn from.
+        validation_ids: of these, those to judge by.
+        has_background: whether the model has a label for everything else.
+        seed: of the draw of pictures.
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        training: Source,
+        tags: Mapping[str, frozenset[str]],
+        validation: Source | None,
+        validation_ids: Sequence[str],
+        has_background: bool,
+        seed: int,
+    ) -> None:
+        self._classes = tuple(classes)
+        self.training = training
+        self.tags = dict(tags)
+        self.validation = validation
+        self._lists = {TRAINING: list(tags)}
+        if validation is not None:
+            self._lists[VALIDATION] = [VALIDATION_PREFIX + image_id for image_id in validation_ids]
+            self._table = label_table(validation.mask_classes, classes, has_background)
+        else:
+            order = torch.randperm(len(self.tags), generator=keyed_generator(seed, "extension pictures")).tolist()
+            shown = {list(tags)[place] for place in order[:PICTURES_SHOWN]}
+            self._lists[PICTURES] = [PICTURES_PREFIX + image_id for image_id in tags if image_id in shown]
+
+        self._compared = frozenset(self._lists[self.compared])
+
+    @property
+    def root(self) -> Path:
+        return self.training.root
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._classes
+
+    @property
+    def mask_classes(self) -> tuple[str, ...]:
+        return self._classes
+
+    @property
+    def compared(self) -> str:
+        """The list that predictions are compared on, or shown of."""
+        return PICTURES if self.validation is None else VALIDATION
+
+    def ids(self, split: str) -> list[str]:
+        if split not in self._lists:
+            raise UserError(f"an extension has no list '{split}'; it has {' and '.join(self._lists)}")
+        return list(self._lists[split])
+
+    def image_path(self, image_id: str) -> Path:
+        source, name = self._of(image_id)
+        return source.image_path(name)
+
+    def image_size(self, image_id: str) -> tuple[int, int]:
+        source, name = self._of(image_id)
+        return source.image_size(name)
+
+    def read_image(self, image_id: str) -> Tensor:
+        source, name = self._of(image_id)
+        return source.read_image(name)
+
+    def has_mask(self, image_id: str) -> bool:
+        return image_id in self._compared
+
+    def read_mask(self, image_id: str) -> Tensor:
+        """As :meth:`Source.read_mask`, in the model's labels; all void for a photograph that is shown without one."""
+        if self.validation is None:
+            return torch.full(self.image_size(image_id), VOID, dtype=torch.uint8)
+        source, name = self._of(image_id)
+        return self._table[source.read_mask(name).long()]
+
+    def classes_in_mask(self, image_id: str) -> list[str]:
+        areas = self.read_mask(image_id).flatten().bincount(minlength=256).tolist()
+        return [name for label, name in enumerate(self._classes, start=1) if areas[label]]
+
+    def own_tags(self, image_id: str) -> frozenset[str]:
+        return self.tags.get(image_id, frozenset())
+
+    def _of(self, image_id: str) -> tuple[Source, str]:
+        """The data set that a photograph is in, and its id there."""
+        if image_id not in self._compared:
+            return self.training, image_id
+        if self.validation is None:
+            return self.training, image_id.removeprefix(PICTURES_PREFIX)
+        return self.validation, image_id.removeprefix(VALIDATION_PREFIX)
+
+
+def label_table(theirs: Sequence[str], ours: Sequence[str], has_background: bool) -> Tensor:
+    """From masks' labels to the model's, uint8 ``(256,)``.
+
+    Args:
+        theirs: names of the masks' labels 1, 2, ...
+        ours: names of the model's.
+        has_background: False: what is none of the model's classes is void.
+    """
+    table = torch.full((256,), 0 if has_background else VOID, dtype=torch.uint8)
+    table[VOID] = VOID
+    labels = {joined(name): label for label, name in enumerate(ours, start=1)}
+    for label, name in enumerate(theirs, start=1):
+        if joined(name) in labels:
+            table[label] = labels[joined(name)]
+    return table
+
+
+def is_voc(folder: Path) -> bool:
+    """Whether a folder is laid out as VOC is."""
+    return (folder / "JPEGImages").is_dir() and (folder / "ImageSets/Segmentation").is_dir()
+
+
+def open_tagged(
+    images: Path, tags: str | None, split: str | None, classes: Sequence[str], cache: Path
+) -> tuple[Source, dict[str, frozenset[str]]]:
+    """Photographs tagged with new classes.
+
+    Args:
+        images: a folder of photographs, or one in VOC's layout.
+        tags: a file of tags (CSV, JSON lines, COCO instances); None: the folder's own, or its sub-folders. For VOC's
+            layout also ``masks`` or ``xml``.
+        split: list of photographs; None: all, of VOC's layout ``train_aug`` or ``train``.
+        classes: the new ones, as the user spells them.
+        cache: file in which tags are kept that come from VOC's masks or annotations.
+
+    Returns:
+        The photographs, and by id the new classes (spelt as in ``classes``) of those that have one, in the order of
+        the list.
+
+    Raises:
+        UserError: something cannot be read, or a class is in no photograph's tags.
+    """
+    if not images.is_dir():
+        raise UserError(f"--images {images}: there is no such folder; give one of photographs")
+    source: Source
+    if is_voc(images) and tags in ("masks", "xml"):
+        source = VOCSource(images)
+        lists = {path.stem for path in (images / "ImageSets/Segmentation").glob("*.txt")}
+        ids = source.ids(split or ("train_aug" if "train_aug" in lists else "train"))
+        tagged = dict(TagIndex.load_or_build(source, ids, tags, cache))
+    else:
+        if tags in ("masks", "xml"):
+            raise UserError(f"--tags {tags}: is for folders in VOC's layout, and {images} is none; give a file of tags")
+        if tags is not None and not Path(tags).is_file():
+            raise UserError(f"--tags {tags}: there is no such file; give a CSV table with the columns file and tags")
+        folder = images / "JPEGImages" if is_voc(images) else None
+        source = FolderSource(images, images=folder, tags=None if tags is None else Path(tags))
+        ids = source.ids(split) if split is not None else list(source.photographs.paths)
+        tagged = {image_id: source.own_tags(image_id) for image_id in ids}
+    spelt = {joined(name): name for name in classes}
+    known = {joined(name): name for names in tagged.values() for name in names}
+    for key, name in spelt.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+            hint = f"; the nearest tag is '{known[near[0]]}'" if near else "; no photograph has a tag"
+            raise UserError(f"--classes: no photograph of {images} is tagged '{name}'{hint}")
+    found = {
+        image_id: frozenset(spelt[joined(name)] for name in names if joined(name) in spelt)
+        for image_id, names in tagged.items()
+    }
+    return source, {image_id: names for image_id, names in found.items() if names}
+
+
+def open_masked(folder: Path, option: str) -> tuple[Source, list[str]]:
+    """Photographs with masks, and which ones.
+
+    Args:
+        folder: in VOC's layout, of which the list ``val`` counts (``train_aug`` or ``train`` for ``--replay``), or a
+            folder with ``masks/`` and ``classes.txt``, of which all with masks do.
+        option: the command line's, for messages.
+
+    Raises:
+        UserError: there is no such folder, or it has no masks.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{option} {folder}: there is no such folder; give one of photographs with masks")
+    if is_voc(folder):
+        voc = VOCSource(folder)
+        lists = {path.stem for path in (folder / "ImageSets/Segmentation").glob("*.txt")}
+        return voc, voc.ids("val" if option == "--val" else "train_aug" if "train_aug" in lists else "train")
+    source = FolderSource(folder)
+    ids = [image_id for image_id in source.photographs.paths if source.has_mask(image_id)]
+    if not ids:
+        raise UserError(
+            f"{option} {folder}: holds no photograph with a mask; put masks/NAME.png and classes.txt beside images/"
+        )
+    return source, ids

@@ -1,0 +1,114 @@
+"""What names on the command line stand for, and where results go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fmwiss.errors import UserError
+from fmwiss.inference.media import find_media
+
+FILES = ("a.jpg", "b.PNG", "clip.mp4", "notes.txt", ".hidden.jpg", "sub/c.webp", "sub/deep/d.tiff", ".trash/e.jpg")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    for name in FILES:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def results(names: list[str | Path], out: Path) -> dict[str, str]:
+    return {medium.path.name: str(medium.overlay.relative_to(out)) for medium in find_media(names, out)}
+
+
+def test_a_folder_stands_for_its_photographs_and_videos_with_sub_folders(photos: Path, tmp_path: Path) -> None:
+    assert results([photos], tmp_path / "out") == {
+        "a.jpg": "a_overlay.png",
+        "b.PNG": "b_overlay.png",
+        "clip.mp4": "clip_overlay.mp4",
+        "c.webp": "sub/c_overlay.png",
+        "d.tiff": "sub/deep/d_overlay.png",
+    }
+
+
+def test_what_lies_in_the_output_folder_is_not_taken_again(photos: Path) -> None:
+    out = photos / "predictions"
+    out.mkdir()
+    (out / "a.png").touch()
+    assert set(results([photos], out)) == {"a.jpg", "b.PNG", "clip.mp4", "c.webp", "d.tiff"}
+    assert "a.png" not in results([f"{photos}/**/a.*"], out)
+
+
+def test_globs_files_and_a_file_named_twice(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert results([f"{photos}/**/*.[jtw]*"], out) == {  # as a shell has it: the text, too, and nothing hidden
+        "a.jpg": "a_overlay.png",
+        "notes.txt": "notes_overlay.png",
+        "c.webp": "sub/c_overlay.png",
+        "d.tiff": "sub/deep/d_overlay.png",
+    }
+    assert results([photos / "a.jpg", f"{photos}/a*"], out) == {"a.jpg": "a_overlay.png"}
+    assert results([photos / "sub" / "c.webp"], out) == {"c.webp": "c_overlay.png"}
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path: Path) -> None:
+    odd = tmp_path / "photo[1].jpg"
+    odd.touch()
+    assert results([odd], tmp_path / "out") == {"photo[1].jpg": "photo[1]_overlay.png"}
+
+
+def test_relative_globs(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photos)
+    assert results(["sub/*/*.tiff", "*.jpg"], Path("../out")) == {
+        "d.tiff": "deep/d_overlay.png",
+        "a.jpg": "a_overlay.png",
+    }
+
+
+def test_a_video_and_its_masks(photos: Path, tmp_path: Path) -> None:
+    (medium,) = find_media([photos / "clip.mp4"], tmp_path)
+    assert medium.is_video and medium.mask == tmp_path / "clip_masks"
+
+
+def wrong(photos: Path) -> dict[str, tuple[list[str | Path], Path, str]]:
+    out = photos.parent / "out"
+    (photos / "a.webp").touch()
+    (photos / "empty").mkdir()
+    (photos / "nested.jpg").mkdir()
+    return {
+        "missing": ([photos / "none.jpg"], out, "there is no photograph"),
+        "no match": ([f"{photos}/*.bmp"], out, "nothing matches"),
+        "folders alone": ([f"{photos}/nested*"], out, "there is nothing to predict"),
+        "empty folder": ([photos / "empty"], out, "is a folder without photographs and videos"),
+        "two of one name": ([photos / "a.jpg", photos / "a.webp"], out, "would both be written to a.png; rename one"),
+        "over a photograph": (
+            [photos.parent / "b.jpg", photos / "b.png"], photos, "would overwrite the photograph"
+        ),
+        "output is a file": ([photos / "a.jpg"], photos / "notes.txt", "is a file where a folder is needed"),
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "missing",
+        "no match",
+        "folders alone",
+        "empty folder",
+        "two of one name",
+        "over a photograph",
+        "output is a file",
+    ],
+)
+def test_what_cannot_be_done_is_told_before_anything_is_done(name: str, photos: Path) -> None:
+    (photos.parent / "b.jpg").touch()
+    (photos / "b.png").touch()
+    names, out, sentence = wrong(photos)[name]
+    with pytest.raises(UserError) as caught:
+        find_media(names, out)
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+    assert out == photos or out.is_file() or not out.exists()

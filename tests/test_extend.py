@@ -1,0 +1,373 @@
+"""``fmwiss extend``: photographs and tags in, a grown model out; everything that a user can get wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from fmwiss.cli import run
+from fmwiss.config import load_config
+from fmwiss.data.emoji import EmojiSeg
+from fmwiss.data.memory import MemoryBank
+from fmwiss.data.voc import VOID
+from fmwiss.errors import UserError
+from fmwiss.extension.extend import Order, Plan, carry_out, make_plan, measure
+from fmwiss.extension.settings import Wishes
+from fmwiss.models import foreign as foreign_reader
+from fmwiss.models import load_segmenter
+from fmwiss.models.adapted import AdaptedSegmenter
+from fmwiss.training import loop as training_loop
+from foreign_models import save_segformer, save_smp
+
+SCENES = 24
+NEW = ("sheep", "boat")
+FOUNDATION = (
+    "cosegmentation.vision_language.model=TinyCLIP-emoji",
+    "cosegmentation.vision_language.tag=emojiseg",
+    "cosegmentation.vision_language.input_size=64",
+    "cosegmentation.self_supervised.model=vit_emoji_patch8_80",
+    "cosegmentation.self_supervised.input_size=64",
+)
+QUICK = (*FOUNDATION, "data.workers=0", "method.warmup_epochs=1", "training.checkpoint_every=1")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``new``: scenes with tags in a CSV; ``val``: scenes with masks."""
+    folder = tmp_path_factory.mktemp("emoji")
+    scenes = EmojiSeg(n_train=SCENES, n_val=4, size=64)
+    names = scenes.class_names
+    for part, split in (("new", "train_aug"), ("val", "val")):
+        (folder / part / "images").mkdir(parents=True)
+        rows = []
+        for image_id in scenes.ids(split):
+            image, mask = scenes.read(image_id)
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / part / f"images/{image_id}.png")
+            if part == "val":
+                (folder / "val/masks").mkdir(exist_ok=True)
+                Image.fromarray(mask.numpy()).save(folder / f"val/masks/{image_id}.png")
+            shown = [names[label - 1] for label in mask.unique().tolist() if label]
+            rows.append((f"{image_id}.png", ";".join(shown)))
+        if part == "new":
+            with (folder / "tags.csv").open("w", newline="") as file:
+                csv.writer(file).writerows([("file", "tags"), *rows])
+    (folder / "val/classes.txt").write_text("\n".join(names) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Unet that knows background, cat and dog."""
+    folder = tmp_path_factory.mktemp("foreign") / "unet"
+    save_smp(folder, "Unet")
+    return folder
+
+
+def order(model: Path, data: Path, out: Path, **more: Any) -> Order:
+    wishes = Wishes(epochs=2, batch_size=2, crop_size=64, overrides=QUICK, **more.pop("wishes", {}))
+    given = {"classes": ["sheep"], "tags": str(data / "tags.csv"), "precision": "32-true", **more}
+    return Order(model=str(model), images=data / "new", out=out, wishes=wishes, cache=data / "cache", **given)
+
+
+def words(*more: object) -> list[str]:
+    return [str(word) for setting in QUICK for word in ("--set", setting)] + [str(word) for word in more]
+
+
+# ------------------------------------------------------------------------------------------------------ the whole way
+
+
+def test_twice_in_a_row_in_a_process_of_its_own(foreign: Path, data: Path, tmp_path: Path) -> None:
+    """A foreign model learns a class, and the grown one another; then it predicts."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+
+    def fmwiss(*arguments: object) -> subprocess.CompletedProcess[str]:
+        program = "from fmwiss.cli import main; main()"
+        command = [sys.executable, "-c", program, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+
+    common = ["--images", data / "new", "--tags", data / "tags.csv", "--cache", data / "cache", "--epochs", 1,
+              "--batch-size", 2, "--crop-size", 64, "--precision", "32-true"]
+    first = fmwiss("extend", foreign, "--classes", "sheep", "--out", "one", "--val", data / "val", *common, *words())
+    assert first.returncode == 0, first.stderr
+    assert "mIoU new" in first.stdout and "an iteration, measured" in first.stdout
+    second = fmwiss("extend", "one", "--classes", "boat", "--out", "two", *common)
+    assert second.returncode == 0, second.stderr
+    assert "mIoU" not in second.stdout  # there are no masks
+    model = load_segmenter(tmp_path / "two")
+    assert model.class_names == ("background", "cat", "dog", "sheep", "boat")
+    page = (tmp_path / "two/report.html").read_text(encoding="utf-8")
+    assert "after: step 2" in page and "without-masks" in page
+    photograph = next((data / "new/images").iterdir())
+    predicted = fmwiss("predict", "two", photograph, "--out", "predictions")
+    assert predicted.returncode == 0 and (tmp_path / f"predictions/{photograph.name}").is_file()
+
+
+@pytest.fixture(scope="module")
+def extended(foreign: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Unet with sheep, without masks to judge by."""
+    out = tmp_path_factory.mktemp("extended") / "run"
+    carry_out(make_plan(order(foreign, data, out)), "32-true")
+    return out
+
+
+def test_an_interrupted_extension_ends_with_the_same_weights(
+    foreign: Path, data: Path, extended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = training_loop.save_checkpoint
+
+    def interrupted(folder: Path, iteration: int, *rest: Any, **more: Any) -> None:
+        saved(folder, iteration, *rest, **more)
+        if iteration == 2:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(training_loop, "save_checkpoint", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            carry_out(make_plan(order(foreign, data, out)), "32-true")
+    plan = make_plan(order(foreign, data, out))
+    assert plan.begun and not plan.finished
+    carry_out(plan, "32-true")
+    ours, theirs = (load_file(folder / "step1/model.safetensors") for folder in (out, extended))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert make_plan(order(foreign, data, out)).finished
+
+
+def test_the_run_tells_what_it_did(extended: Path, foreign: Path, data: Path) -> None:
+    config = load_config(extended / "config.yaml")
+    assert config.protocol.steps == [["cat", "dog"], ["sheep"]]
+    assert config.method.name == "fmwiss" and not config.method.untagged_absent
+    assert config.copy_paste.bank_size == 0
+    before, after = load_segmenter(extended, 0), load_segmenter(extended, 1)
+    assert isinstance(before, AdaptedSegmenter) and isinstance(after, AdaptedSegmenter)
+    assert before.class_names == ("background", "cat", "dog")
+    figures = json.loads((extended / "step1/evaluation.json").read_text())
+    assert figures["miou"] == {"old": None, "new": None, "all": None} and figures["training_images"] >= 2
+
+
+def test_a_dry_run_shows_settings_and_writes_nothing(
+    foreign: Path, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ["extend", foreign, "--images", data / "new", "--tags", data / "tags.csv", "--classes", "sheep, boat",
+               "--out", tmp_path / "run", "--crop-size", 64, "--tags-complete", "--dry-run"]
+    assert run([str(word) for word in (*command, *words())]) == 0
+    out = capfd.readouterr().out
+    for shown in ("training.steps.epochs", "GiB", "--tags-complete", "sheep", "TinyCLIP-emoji", "--set"):
+        assert shown in out
+    assert not (tmp_path / "run").exists()
+
+
+def test_replay_fills_the_memory(foreign: Path, data: Path, tmp_path: Path) -> None:
+    """Of the masks' twenty classes the model knows cat and dog."""
+    scenes = EmojiSeg(n_train=40, size=64)
+    replay = tmp_path / "old"
+    shutil.copytree(data / "val", replay)
+    for number, image_id in enumerate(scenes.ids("train_aug")):
+        image, mask = scenes.read(image_id)
+        if set(mask.unique().tolist()) & {scenes.class_names.index(name) + 1 for name in ("cat", "dog")}:
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(replay / f"images/old_{number}.png")
+            Image.fromarray(mask.numpy()).save(replay / f"masks/old_{number}.png")
+    plan = make_plan(order(foreign, data, tmp_path / "run", replay=replay))
+    assert plan.config.copy_paste.bank_size > 0
+    carry_out(plan, "32-true")
+    bank = MemoryBank.load(tmp_path / "run/step0/memory_bank.safetensors")
+    assert set(bank.classes) <= {"cat", "dog"} and bank.classes
+
+
+def test_a_segformer_without_background(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    save_segformer(tmp_path / "model", ("cat", "dog", "umbrella"), {"size": {"height": 64, "width": 64}})
+    asked = order(tmp_path / "model", data, tmp_path / "run", classes=NEW, validation=data / "val")
+    carry_out(make_plan(asked), "bf16-mixed")
+    model = load_segmenter(tmp_path / "run")
+    assert model.class_names == ("background", "cat", "dog", "umbrella", "sheep", "boat")
+    assert isinstance(model, AdaptedSegmenter) and not model.has_background and model.architecture.resize == 64
+    figures = json.loads((tmp_path / "run/step1/evaluation.json").read_text())
+    assert figures["images"] == 4 and figures["iou"]["background"] is None
+    confusion = json.loads((tmp_path / "run/step1/confusion.json").read_text())["pixels"]
+    assert not any(row[0] for row in confusion)  # label 0 is never predicted
+    changed, before = (load_file(tmp_path / f"run/step{t}/model.safetensors") for t in (1, 0))
+    assert not torch.equal(changed["classifier.old.weight"], before["classifier.old.weight"])
+
+
+def test_settings_follow_the_data_and_the_user(foreign: Path, data: Path, tmp_path: Path) -> None:
+    plain = replace(order(foreign, data, tmp_path / "run"), wishes=Wishes(overrides=FOUNDATION))
+    config = make_plan(plain).config
+    assert config.data.resize is None and config.data.crop_size % 32 == 0
+    assert config.training.steps.epochs == 100  # few photographs: the most that it takes
+    assert config.training.steps.freeze_batch_norm and config.segmenter.classifier_init == "background"
+    asked = replace(plain, wishes=Wishes(
+        epochs=7, learning_rate=0.5, resize=48, seed=3, tags_complete=True,
+        overrides=[*FOUNDATION, "method.warmup_epochs=9"],
+    ))
+    config = make_plan(asked).config
+    assert (config.training.steps.epochs, config.training.steps.learning_rate) == (7, 0.5)
+    assert (config.data.resize, config.training.seed) == (48, 3)
+    assert config.method.warmup_epochs == 9 and config.method.untagged_absent  # type: ignore[union-attr]
+
+
+def test_measured_numbers_are_there(foreign: Path, data: Path, tmp_path: Path) -> None:
+    plan, estimate = measure(make_plan(order(foreign, data, tmp_path / "run", precision="auto")))
+    assert estimate.iteration > 0 and estimate.warmup_iteration > 0 and estimate.memory_gib > 0
+    assert estimate.precision in ("32-true", "bf16-mixed") and estimate.pseudo_mask
+    seconds = estimate.seconds(plan.config, 10, 4)
+    per_epoch = 10 // plan.config.training.steps.batch_size
+    assert seconds["training"] == pytest.approx(per_epoch * (estimate.warmup_iteration + 2 * estimate.iteration))
+
+
+def labels_shown(plan: Plan) -> set[int]:
+    return {label for image_id in plan.source.ids("val") for label in plan.source.read_mask(image_id).unique().tolist()}
+
+
+def test_pixels_of_unknown_classes(foreign: Path, data: Path, tmp_path: Path) -> None:
+    plan = make_plan(order(foreign, data, tmp_path / "run", validation=data / "val"))
+    assert labels_shown(plan) <= {0, 1, 2, 3}
+    without = make_plan(order(
+        foreign, data, tmp_path / "run", validation=data / "val", labels=["cat", "dog", "umbrella"]
+    ))
+    shown = labels_shown(without)
+    assert VOID in shown and 0 not in shown  # nothing is background to a model without one
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def edit(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+Spoil = Callable[[Path], None]
+
+SPOILT: dict[str, tuple[str, Spoil, list[str], str]] = {
+    "no model": ("missing", lambda m: None, [], r"there is no model .*missing"),
+    "an empty folder": ("unet", lambda m: [p.unlink() for p in m.iterdir()], [], "holds no step of a run"),
+    "pickled": ("unet", lambda m: (m / "model.safetensors").rename(m / "pytorch_model.bin"), [], "is pickled"),
+    "no weights": ("unet", lambda m: (m / "model.safetensors").unlink(), [], "has no model.safetensors"),
+    "truncated weights": ("unet", lambda m: truncate(m / "model.safetensors"), [], "cannot be read"),
+    "truncated config": ("unet", lambda m: truncate(m / "config.json"), [], "cannot be read as JSON"),
+    "a list for a config": ("unet", lambda m: (m / "config.json").write_text("[]"), [], "must hold a JSON object"),
+    "neither library": ("unet", lambda m: (m / "config.json").write_text("{}"), [], "is neither segmentation_models"),
+    "other architecture": (
+        "unet", lambda m: edit(m / "config.json", decoder_channels=[16, 16, 8, 8, 4]), [], "another architecture"
+    ),
+    "unknown architecture": ("unet", lambda m: edit(m / "config.json", _model_class="Net"), [], "not among what"),
+    "unknown encoder": ("unet", lambda m: edit(m / "config.json", encoder_name="resnet1"), [], "cannot build the Unet"),
+    "unknown option": ("unet", lambda m: edit(m / "config.json", wings=2), [], "cannot build the Unet"),
+    "five channels": ("unet", lambda m: edit(m / "config.json", in_channels=5), [], "wants 5 channels"),
+    "classes as text": ("unet", lambda m: edit(m / "config.json", classes="3"), [], "classes is '3'"),
+    "names missing": ("unet", lambda m: (m / "classes.txt").unlink(), [], "nothing there names the model's 3 outputs"),
+    "too few names": ("unet", lambda m: (m / "classes.txt").write_text("cat\ndog\n"), [], "names 2 labels, and the"),
+    "too many names": ("unet", lambda m: None, ["--labels", "a,b,c,d"], "names 4 labels, and the model has 3"),
+    "an empty name": ("unet", lambda m: None, ["--labels", "a,,c"], "the name of output 1 is empty"),
+    "no such background": ("unet", lambda m: None, ["--background", "sky"], "--background sky: is none of"),
+    "another background": ("unet", lambda m: None, ["--background", "cat"], "a class is named background beside it"),
+    "known class": ("unet", lambda m: None, ["--classes", "Dog"], "knows 'dog' already"),
+    "class twice": ("unet", lambda m: None, ["--classes", "sheep,Sheep"], "names 'Sheep' twice"),
+    "no class": ("unet", lambda m: None, ["--classes", " , "], "names no class"),
+    "background as class": ("unet", lambda m: None, ["--classes", "background"], "cannot be the name of a new class"),
+    "untagged class": ("unet", lambda m: None, ["--classes", "shep"], "tagged 'shep'; the nearest tag is 'sheep'"),
+    "step of a foreign model": ("unet", lambda m: None, ["--step", "0"], "--step is about the steps of a run"),
+    "no photographs": ("unet", lambda m: None, ["--images", "nowhere"], "--images nowhere: there is no such folder"),
+    "no tags": ("unet", lambda m: None, ["--tags", "nowhere.csv"], "--tags nowhere.csv: there is no such file"),
+    "masks for tags": ("unet", lambda m: None, ["--tags", "masks"], "for folders in VOC's layout"),
+    "no val": ("unet", lambda m: None, ["--val", "nowhere"], "--val nowhere: there is no such folder"),
+    "no replay": ("unet", lambda m: None, ["--replay", "nowhere"], "--replay nowhere: there is no such folder"),
+    "no such step": ("run", lambda m: None, ["--step", "7"], "step 7 is not finished there"),
+    "labels of a run": ("run", lambda m: None, ["--labels", "a,b"], "knows its own"),
+    "spoilt description": (
+        "run", lambda m: (m / "step1/model.json").write_text("{}"), [], "is not a model description of fmwiss"
+    ),
+    "spoilt weights of a run": ("run", lambda m: truncate(m / "step1/model.safetensors"), [], "cannot be read"),
+    "a gap": ("run", lambda m: shutil.rmtree(m / "step0"), [], "step 0 is missing there"),
+    "learning rate": ("unet", lambda m: None, ["--learning-rate", "-1"], "must be greater than 0"),
+    "unknown key": ("unet", lambda m: None, ["--set", "training.steps.epoch=3"], "unknown key training.steps.epoch"),
+    "method of other models": ("unet", lambda m: None, ["--set", "method.name=wilson"], "unknown key|models of fmwiss"),
+}
+
+
+@pytest.fixture(scope="module")
+def intact(foreign: Path, extended: Path) -> dict[str, Path]:
+    return {"unet": foreign, "run": extended}
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_what_is_wrong_is_told_in_one_sentence(
+    case: str, intact: dict[str, Path], data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kind, spoil, options, sentence = SPOILT[case]
+    model = tmp_path / kind
+    if kind in intact:
+        shutil.copytree(intact[kind], model)
+    spoil(model)
+    given = {"--images": data / "new", "--tags": data / "tags.csv", "--classes": "boat", "--out": tmp_path / "out"}
+    given |= dict(zip(options[::2], options[1::2], strict=True))
+    command = ["extend", model, "--dry-run", *(word for pair in given.items() for word in pair)]
+    assert run([str(word) for word in command]) == 2
+    told = capfd.readouterr().err.strip().splitlines()
+    assert len(told) == 1 and told[0].startswith("fmwiss: ") and told[0].endswith(".")
+    assert re.search(sentence, told[0]), told[0]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"model_type": "bert"}, "of type 'bert' cannot be extended"),
+        ({"id2label": {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2", "3": "LABEL_3"}}, "nothing there names"),
+        ({"hidden_sizes": [8, 8, 16, 32]}, "another architecture|cannot read"),
+        ({"decoder_hidden_size": 24}, "another architecture|cannot read"),
+    ],
+)
+def test_spoilt_segformers(values: dict[str, Any], sentence: str, data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    save_segformer(tmp_path / "model")
+    edit(tmp_path / "model/config.json", **values)
+    with pytest.raises(UserError, match=sentence):
+        make_plan(order(tmp_path / "model", data, tmp_path / "run"))
+
+
+def test_another_order_in_the_same_folder_is_refused(foreign: Path, data: Path, extended: Path, tmp_path: Path) -> None:
+    shutil.copytree(extended, tmp_path / "run")
+    with pytest.raises(UserError, match="begun with classes = sheep and boat is asked for"):
+        make_plan(order(foreign, data, tmp_path / "run", classes=["boat"]))
+    with pytest.raises(UserError, match=r"learning_rate = .* but 0.5 is asked for"):
+        make_plan(order(foreign, data, tmp_path / "run", wishes={"learning_rate": 0.5}))
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters/thesis.tex").touch()
+    with pytest.raises(UserError, match="holds something else than an extension"):
+        make_plan(order(foreign, data, tmp_path / "letters"))
+    with pytest.raises(UserError, match="is the run that is extended"):
+        make_plan(order(extended, data, extended, classes=["boat"]))
+
+
+def test_a_name_that_may_be_a_hubs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object) -> None:
+        raise UserError("no network")
+
+    monkeypatch.setattr(foreign_reader, "require_hub", unreachable)
+    with pytest.raises(UserError, match=r"there is no folder runs/old, and the hub"):
+        foreign_reader.fetch("runs/old")
+
+
+def test_one_photograph_is_too_few(foreign: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "tags.csv").write_text("file,tags\ntrain_000000.png,sheep\n")
+    with pytest.raises(UserError, match="1 photograph is tagged with sheep"):
+        make_plan(order(foreign, data, tmp_path / "run", tags=str(tmp_path / "tags.csv")))

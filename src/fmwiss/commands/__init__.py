@@ -1,1 +1,1 @@
-"""What commands do beyond a line or two; their options stand in ``cli.py``."""
+"""What commands do that is more than a call of the library; :mod:`fmwiss.cli` has their options."""

@@ -221,6 +221,23 @@ def test_tiles_and_sizes_reach_the_model(world: World, monkeypatch: pytest.Monke
     ]
 
 
+def test_too_little_memory_is_told(
+    world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    predict = fmwiss.Model.predict
+
+    def scarce(self: Any, images: Any, **options: Any) -> Any:
+        if len(list(world.out.rglob("*.png"))) == 4:
+            raise MemoryError
+        return predict(self, images, **options)
+
+    monkeypatch.setattr(fmwiss.Model, "predict", scarce)
+    assert run(world.predict(world.photos, "--batch-size", "1")) == 2
+    sentence = "fmwiss: the memory does not suffice; a smaller --batch-size or --tile needs less.\n"
+    assert capfd.readouterr().err == sentence
+    assert len(list(world.out.rglob("*.png"))) == 4  # what was done is kept
+
+
 def test_predict_takes_a_saved_model(world: World) -> None:
     fmwiss.load(world.run).save_pretrained(world.folder / "saved")
     assert run(["predict", world.folder / "saved", world.photograph, "--out", world.out]) == 0

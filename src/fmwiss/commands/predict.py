@@ -192,9 +192,12 @@ def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def _masks(model: Model, images: list[Tensor], options: Options) -> list[Mask]:
-    masks: list[Mask] = model.predict(
-        images, tile=options.tile, resize=options.resize, batch_size=options.batch_size
-    )
+    try:
+        masks: list[Mask] = model.predict(
+            images, tile=options.tile, resize=options.resize, batch_size=options.batch_size
+        )
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise UserError("the memory does not suffice; a smaller --batch-size or --tile needs less") from error
     return masks
 
 

@@ -9,7 +9,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from fmwiss.foundation.weights import first_line
 from fmwiss.inference.extras import require
 from fmwiss.inference.model import Model
 from fmwiss.models import Segmenter
+from fmwiss.reporting.progress import track
 
 Format = Literal["onnx", "torch"]
 INPUT, OUTPUT = "images", "logits"
@@ -137,18 +138,20 @@ def export(model: Model, path: str | Path, format: Format = "onnx") -> ExportRep
     exported = copy.deepcopy(network)
     _simplify_padding(exported)
     metadata = _metadata(model)
-    with _quiet():
-        program = _program(exported)
-        data = _onnx_bytes(program, metadata) if format == "onnx" else _torch_bytes(program, metadata)
     reports: list[ExportReport] = []
+    with _quiet(), closing(track(("graph", "file", "comparison"), f"exporting {path.name}")) as stages:
+        next(stages)
+        program = _program(exported)
+        next(stages)
+        data = _onnx_bytes(program, metadata) if format == "onnx" else _torch_bytes(program, metadata)
+        next(stages)
 
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(data)
-        with _quiet():
+        def write(temporary: Path) -> None:
+            temporary.write_bytes(data)
             run = _onnx_run(temporary) if format == "onnx" else _torch_run(temporary)
             reports.append(_compare(network, run, path, format, len(data)))
 
-    write_atomically(path, write)
+        write_atomically(path, write)
     return reports[0]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from typing import TypeVar
 
 from rich.console import Console
@@ -18,7 +18,7 @@ _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # set by launchers of several p
 
 def track(
     iterable: Iterable[T], description: str | Callable[[], str], total: int | None = None, completed: int = 0
-) -> Iterator[T]:
+) -> Generator[T, None, None]:
     """Yields the items and shows how many are done and how long the rest will take.
 
     Args:

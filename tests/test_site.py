@@ -226,7 +226,7 @@ def test_every_command_has_its_options_on_the_page() -> None:
         assert f"\n## fmwiss {name}\n" in page
     assert "\n## fmwiss data emoji\n" in page
     train = page.partition("\n## fmwiss train\n")[2].partition("\n## ")[0]
-    assert "| `--data PATH` | required | Data set in VOC's layout. |" in train
+    assert "| `--data PATH` | required | Data set, laid out as data.source says. |" in train
     assert "| `--precision TEXT` | `32-true` |" in train and "| `--set KEY=VALUE` |  |" in train
     assert "&lt;timm name>" in train and "`fmwiss train [OPTIONS] CONFIG`".strip("`") in train
     assert "| `--image whole,center-crop` |" in page and "| `--open` |  |" in page

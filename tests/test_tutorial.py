@@ -94,7 +94,19 @@ def run(block: Block, folder: Path, environment: dict[str, str]) -> str:
 def serve(words: list[str], folder: Path, environment: dict[str, str]) -> str:
     """Start a command that serves a page, ask for the page as a browser would, and interrupt the command."""
     errors = (folder / "serving.log").open("w+")
-    with subprocess.Popen(words, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True) as job:
+
+    def can_be_interrupted() -> None:  # also where the tests run in the background, whose children ignore Ctrl-C
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        words,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+        preexec_fn=can_be_interrupted,
+    ) as job:
         try:
             assert job.stdout is not None
             address = job.stdout.readline().strip()
@@ -110,7 +122,7 @@ def serve(words: list[str], folder: Path, environment: dict[str, str]) -> str:
                     time.sleep(0.2)
         finally:
             job.send_signal(signal.SIGINT)
-            job.wait(60)
+            job.wait(PATIENCE)
     errors.close()
     return text
 

@@ -14,6 +14,7 @@ import torch
 
 from fmwiss.config import Config, check_resumable, load_config
 from fmwiss.data.memory import MemoryBank
+from fmwiss.data.review import REVIEW
 from fmwiss.errors import UserError
 from fmwiss.evaluation import Evaluation
 from fmwiss.extension.base import (
@@ -289,6 +290,10 @@ def _record(order: Order, base: Base, new: Sequence[str]) -> dict[str, Any]:
     }
 
 
+_BEFORE = (".lock", ".review.lock", REVIEW, "review-figures.json")
+"""What may lie in the folder of an extension that is not begun: a review of its pseudo masks, which it heeds."""
+
+
 def _check_record(out: Path, record: dict[str, Any]) -> bool:
     """Whether the extension is begun in ``out``.
 
@@ -297,7 +302,7 @@ def _check_record(out: Path, record: dict[str, Any]) -> bool:
     """
     path = out / RECORD
     if not path.is_file():
-        if out.is_dir() and any(entry for entry in out.iterdir() if entry.name != ".lock"):
+        if out.is_dir() and any(entry for entry in out.iterdir() if entry.name not in _BEFORE):
             raise UserError(f"--out {out} holds something else than an extension; give a new folder")
         return False
     saved = _read_record(path)

@@ -58,7 +58,8 @@ def blended_rows(
             divides :data:`ALIGNMENT`; others are resized to the nearest such stride.
         crop: top, bottom, left, right to the image ``(1, 3, bottom - top, right - left)`` there.
         size: height and width of the photograph in pixels.
-        tile, overlap: see :func:`windows`.
+        tile: side of the windows, see :func:`windows`.
+        overlap: of the windows, see :func:`windows`.
         batch_size: windows of one shape that go through the model at once.
 
     Yields:

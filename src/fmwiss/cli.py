@@ -528,7 +528,7 @@ def data_emoji(
 
         if out.is_dir() and any(out.iterdir()):
             raise UserError(f"{out} is not empty; give a new folder with --out")
-        write_emoji(out, EmojiSeg(n_train, n_val, seed, size), track, layout.value)  # type: ignore[arg-type]
+        write_emoji(out, EmojiSeg(n_train, n_val, seed, size), track, layout.value)
     if layout is EmojiLayout.TAGGED:
         _say(f"{n_train} scenes are in {out}, and their tags in {out / 'tags.csv'}.")
         return

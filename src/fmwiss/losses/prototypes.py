@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -54,11 +53,11 @@ class AttractionLoss(nn.Module):
     """
 
     def forward(self, features: Tensor, labels: Tensor, prototypes: Tensor, known: Tensor) -> Tensor:
-        places, one_hot = _by_place(features, labels, len(prototypes))
-        errors = (places - one_hot @ prototypes.to(places.dtype)).square().mean(dim=1)
-        counts = one_hot.sum(dim=0)
+        places, classes = _by_place(features, labels, len(prototypes))
+        errors = (places - prototypes.to(places.dtype)[classes]).square().mean(dim=1)
+        counts = classes.bincount(minlength=len(prototypes))
+        per_class = errors.new_zeros(len(prototypes)).index_add(0, classes, errors) / counts.clamp(min=1)
         present = (counts > 0) & known
-        per_class = (errors @ one_hot) / counts.clamp(min=1)
         return (per_class * present).sum() / present.sum().clamp(min=1)
 
 
@@ -85,20 +84,21 @@ class RepulsionLoss(nn.Module):
 
 
 def class_sums(features: Tensor, labels: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Sums ``(n, D)`` of the features at each class's places, and how many places ``(n,)`` they are.
+    """Sums ``(n, D)`` of the features at each class's places, and how many places they are, integer ``(n,)``.
 
     Args:
         features: ``(B, D, h, w)``.
         labels: ``(B, h, w)`` integer, ``NO_CLASS`` or others from n on where a place belongs to no class.
         n: number of classes.
     """
-    places, one_hot = _by_place(features, labels, n)
-    return one_hot.T @ places, one_hot.sum(dim=0)
+    places, classes = _by_place(features, labels, n)
+    # no matrix product: mixed precision would take it at half of it
+    sums = places.new_zeros(n, places.shape[1]).index_add(0, classes, places)
+    return sums, classes.bincount(minlength=n)
 
 
 def _by_place(features: Tensor, labels: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The features ``(m, D)`` of the places that have a class, and their classes one-hot, ``(m, n)``."""
+    """The features ``(m, D)`` of the places that have a class, and their classes ``(m,)``."""
     flat = labels.flatten()
     kept = flat < n
-    places = single(features).permute(0, 2, 3, 1).flatten(0, 2)[kept]
-    return places, F.one_hot(flat[kept], n).to(places.dtype)
+    return single(features).permute(0, 2, 3, 1).flatten(0, 2)[kept], flat[kept]

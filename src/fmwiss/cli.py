@@ -39,6 +39,13 @@ data_app = typer.Typer(help="Make data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 
+class LearntFrom(str, Enum):
+    """What the methods of a table learn new classes from."""
+
+    IMAGE = "image"
+    PIXEL = "pixel"
+
+
 class EvaluationImage(str, Enum):
     """What of a photograph is compared with its mask."""
 
@@ -68,6 +75,10 @@ Precision = Annotated[str, typer.Option("--precision", help="Such as 32-true, 16
 CacheFolder = Annotated[
     Path | None,
     typer.Option("--cache", help="Where what the foundation models say is kept; by default the user's cache folder."),
+]
+ReplayFolder = Annotated[
+    Path | None,
+    typer.Option("--replay", help="Photographs of old classes, one folder per class, for methods that replay them."),
 ]
 Split = Annotated[
     str | None, typer.Option("--split", help="List in ImageSets/Segmentation; by default the experiment file's.")
@@ -100,11 +111,13 @@ def train(
     devices: Devices = "auto",
     precision: Precision = "32-true",
     cache: CacheFolder = None,
+    replay: ReplayFolder = None,
 ) -> None:
-    """Do every step that is not done yet: step 0 from masks, the others from tags."""
+    """Do every step that is not done yet: step 0 from masks, the others from tags, or from masks as the method says."""
     from fmwiss.config import load_config
 
-    experiment = load_config(config, overrides or [])
+    replayed = [] if replay is None else [{"method.replay": str(replay.resolve())}]
+    experiment = load_config(config, [*(overrides or []), *replayed], "--replay")
     processes = _devices(devices)
     with _results_only():
         from fmwiss.training.run import train as train_run
@@ -166,6 +179,10 @@ def bench(
         list[str] | None,
         typer.Option("--only", metavar="NAME", help="Run this entry, or this group, only; repeatable."),
     ] = None,
+    supervision: Annotated[
+        LearntFrom, typer.Option("--supervision", help="Run the methods that learn from tags, or those from masks.")
+    ] = LearntFrom.IMAGE,
+    replay: ReplayFolder = None,
     cache: CacheFolder = None,
     devices: Devices = "auto",
     precision: Precision = "32-true",
@@ -181,7 +198,8 @@ def bench(
         from fmwiss.bench.worker import Place
 
         place = Place(data, weights, cache, processes, checked_precision)
-        work = Bench(suite, place, out, chosen_seeds, only or ())
+        folder = replay.resolve() if replay is not None else None
+        work = Bench(suite, place, out, chosen_seeds, only or (), supervision.value, folder)
     if dry_run:
         for line in work.plan():
             print(line)
@@ -354,14 +372,22 @@ def data_emoji(
     n_val: Annotated[int, typer.Option("--val", min=1, max=999_999, help="Scenes in val, in another style.")] = 200,
     size: Annotated[int, typer.Option("--size", min=32, max=2048, help="Longer side in pixels.")] = 160,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of all draws.")] = 0,
+    by_class: Annotated[
+        bool,
+        typer.Option("--by-class", help="Training scenes alone, a folder per class: for --replay, with another --seed."),
+    ] = False,
 ) -> None:
     """Write EmojiSeg, generated scenes with exact masks, in VOC's layout."""
     with _results_only():
-        from fmwiss.data.emoji import EmojiSeg, write_emoji
+        from fmwiss.data.emoji import EmojiSeg, write_emoji, write_emoji_by_class
         from fmwiss.reporting.progress import track
 
         if out.is_dir() and any(out.iterdir()):
             raise UserError(f"{out} is not empty; give a new folder with --out")
+        if by_class:
+            write_emoji_by_class(out, EmojiSeg(n_train, n_val, seed, size), track)
+            _say(f"{n_train} scenes are in {out}, in the folders of their main objects' classes.")
+            return
         write_emoji(out, EmojiSeg(n_train, n_val, seed, size), track)
     _say(f"{n_train} scenes in train_aug and {n_val} in val are in {out}.")
 

@@ -374,7 +374,7 @@ def data_emoji(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of all draws.")] = 0,
     by_class: Annotated[
         bool,
-        typer.Option("--by-class", help="Training scenes alone, a folder per class: for --replay, with another --seed."),
+        typer.Option("--by-class", help="Training scenes alone, a folder per class: for --replay with another seed."),
     ] = False,
 ) -> None:
     """Write EmojiSeg, generated scenes with exact masks, in VOC's layout."""

@@ -53,7 +53,7 @@ def test_distillation_agrees_with_a_loop() -> None:
 
 
 def test_by_hand() -> None:
-    """Probabilities of one pixel: background 1/8, two old classes 1/4 each, a new one 3/8; the old model's 1/2, 1/4, 1/4."""
+    """One pixel: background 1/8, two old classes 1/4 each, a new one 3/8; for the old model 1/2, 1/4, 1/4."""
     logits = torch.tensor([1 / 8, 1 / 4, 1 / 4, 3 / 8]).log().view(1, 4, 1, 1)
     old = torch.tensor([1 / 2, 1 / 4, 1 / 4]).log().view(1, 3, 1, 1)
     cross_entropy = UnbiasedCrossEntropyLoss(3)

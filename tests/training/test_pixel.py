@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
 
@@ -27,7 +28,12 @@ NAMES = ("joint", "ft", "lwf", "lwf-mc", "ilt", "mib", "plop", "cil", "sdr", "re
 OPTIONS: dict[str, Any] = {
     "protocol": {"steps": "15-5"},
     "data": {"crop_size": 32, "resize": 32, "workers": 0},
-    "segmenter": {"encoder": "test_efficientnet", "pretrained": False, "decoder_channels": 8, "atrous_rates": [1, 1, 1]},
+    "segmenter": {
+        "encoder": "test_efficientnet",
+        "pretrained": False,
+        "decoder_channels": 8,
+        "atrous_rates": [1, 1, 1],
+    },
     "copy_paste": {"bank_size": 0},
     "training": {
         "step0": {"epochs": 1, "batch_size": 16, "loss": "cross-entropy"},
@@ -90,10 +96,10 @@ def test_two_iterations_end_to_end_on_emojiseg(name: str, emoji: Path, base: Pat
     assert train(config(**options_of(name, emoji, n_images)), emoji / "data", None, tmp_path / "run") == {}
 
 
-def test_recall_from_the_command_line(emoji: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recall_from_the_command_line(
+    emoji: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """--replay is the method's folder; labels of it are kept and not made again."""
-    import yaml
-
     values = copy.deepcopy(OPTIONS)
     values["method"] = {"name": "recall"}
     values["training"]["steps"]["batch_size"] = 6
@@ -111,7 +117,8 @@ def test_recall_from_the_command_line(emoji: Path, base: Path, tmp_path: Path, c
     (tmp_path / "ft.yaml").write_text(yaml.safe_dump(values))
     words[1] = tmp_path / "ft.yaml"
     assert command([str(word) for word in [*words, "--replay", emoji / "replay"]]) == 2
-    assert "--replay: unknown key method.replay (it belongs to recall, and method.name is ft)" in capsys.readouterr().err
+    expected = "--replay: unknown key method.replay (it belongs to recall, and method.name is ft)"
+    assert expected in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------------- what they see
@@ -199,10 +206,11 @@ def test_sdrs_prototypes_go_from_step_to_step(small: dict[str, Any], tiny_voc: P
     first, second = (load_file(tmp_path / f"step{t}/carried-sdr.safetensors") for t in (0, 1))
     assert first["counts"].tolist()[0] == 0 and (first["counts"][1:] > 0).all() and len(first["counts"]) == 5
     assert second["prototypes"][:5].equal(first["prototypes"]) and second["counts"][5] > 0
-    gone = (tmp_path / "step1/carried-sdr.safetensors").rename(tmp_path / "kept")
+    carried = tmp_path / "step1/carried-sdr.safetensors"
+    carried.rename(tmp_path / "kept")
     with pytest.raises(UserError, match=r"what step 1 left for later ones is missing"):
         train(experiment, tiny_voc, None, tmp_path, step=2)
-    (tmp_path / "kept").rename(gone.with_name("carried-sdr.safetensors").parent.parent / "step1/carried-sdr.safetensors")
+    (tmp_path / "kept").rename(carried)
     assert list(train(experiment, tiny_voc, None, tmp_path)) == [2]
     assert not list((tmp_path / "step2").glob("carried*"))  # nobody comes after it
 

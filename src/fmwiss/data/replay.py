@@ -36,7 +36,7 @@ class ReplayFolder:
     def __init__(self, root: Path, classes: Sequence[str]) -> None:
         self.root = root
         if not root.is_dir():
-            raise UserError(f"--replay {root}: is no folder; give one that holds a folder of photographs for each class")
+            raise UserError(f"--replay {root}: is no folder; give one with a folder of photographs for each class")
         folders = _by_class(root, classes)
         self._paths: dict[str, Path] = {}
         self.class_of: dict[str, str] = {}
@@ -46,7 +46,9 @@ class ReplayFolder:
                 raise UserError(f"--replay {root}: has no folder {name}; every old class needs one with photographs")
             files = sorted(path for path in folders[name].iterdir() if path.suffix.lower() in SUFFIXES)
             if not files:
-                raise UserError(f"{folders[name]}: holds no photograph ({', '.join(SUFFIXES)}); every old class needs some")
+                raise UserError(
+                    f"{folders[name]}: holds no photograph ({', '.join(SUFFIXES)}); every old class needs some"
+                )
             for path in files:
                 image_id = f"{name}/{path.name}"
                 self._paths[image_id] = path

@@ -103,12 +103,10 @@ class RECALL(DistillingMethod):
         Returns:
             uint8 ``(ceil(H / 2), ceil(W / 2))``, the model's labels.
         """
-        before = 0
-        for classes, helper in zip(self.old_model.architecture.steps, self._helpers, strict=True):
-            if name in classes:
-                break
-            before += len(classes)
-        logits = helper.to(image.device)(self.old_model.encode(image))
+        steps = self.old_model.architecture.steps
+        step = next(t for t, classes in enumerate(steps) if name in classes)
+        before = sum(map(len, steps[:step]))
+        logits = self._helpers[step].to(image.device)(self.old_model.encode(image))
         size = (-(-image.shape[-2] // LABEL_STRIDE), -(-image.shape[-1] // LABEL_STRIDE))
         label = F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)[0].argmax(dim=0)
         return torch.where(label == BACKGROUND, BACKGROUND, label + before).to(torch.uint8)

@@ -104,16 +104,18 @@ class PixelStep:
     def _left_by(self, t: int, name: str) -> dict[str, Tensor]:
         path = _carried(self.folder / f"step{t}", name)
         if not path.is_file():
-            raise UserError(f"{path}: what step {t} left for later ones is missing; remove {path.parent} to train it again")
+            raise UserError(
+                f"{path}: what step {t} left for later ones is missing; remove {path.parent} to train it again"
+            )
         return _load(path)
 
     def _once(self, path: Path, make: Callable[[], Mapping[str, Tensor]]) -> None:
         """Write what ``make`` gives unless the file is there; the first process does it, the others wait."""
         if self.fabric.is_global_zero and not path.is_file():
             # what is drawn later is the same whether or not this is there already
-            with torch.random.fork_rng(devices=[]):
-                with self.fabric.autocast() if self.fabric.device.type == "cuda" else nullcontext():
-                    _save(make(), path)
+            precision = self.fabric.autocast() if self.fabric.device.type == "cuda" else nullcontext()
+            with torch.random.fork_rng(devices=[]), precision:
+                _save(make(), path)
         self.fabric.barrier()
 
     def _batches(self, t: int) -> Iterator[Batch]:

@@ -194,12 +194,14 @@ def bench(
     chosen_seeds, processes, checked_precision = _seeds(seeds), _devices(devices), _precision(precision)
     with _results_only():
         from fmwiss.bench.run import Bench
+        from fmwiss.bench.suite import Supervision
         from fmwiss.bench.tables import MARKDOWN
         from fmwiss.bench.worker import Place
 
         place = Place(data, weights, cache, processes, checked_precision)
         folder = replay.resolve() if replay is not None else None
-        work = Bench(suite, place, out, chosen_seeds, only or (), supervision.value, folder)
+        learnt_from: Supervision = "pixel" if supervision is LearntFrom.PIXEL else "image"
+        work = Bench(suite, place, out, chosen_seeds, only or (), learnt_from, folder)
     if dry_run:
         for line in work.plan():
             print(line)

@@ -91,7 +91,7 @@ class PLOP(DistillingMethod):
         kept = (pseudo != IGNORED).sum()
         mean_of_kept = self.cross_entropy(resized(logits, labels), pseudo, share[:, None, None])
         layers = len(stages) + 1
-        pod = sum(self.pod(new, old) for new, old in zip(stages, old_stages, strict=True))
+        pod = torch.stack([self.pod(new, old) for new, old in zip(stages, old_stages, strict=True)]).sum()
         pod_logits = self.pod(merge_new(logits, self.n_old), old_logits)
         return {
             "pseudo_ce": mean_of_kept * (kept / counted),

@@ -160,7 +160,8 @@ def test_who_gets_masks(section: type, emoji: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setattr("fmwiss.training.pixel.PixelStep.interleaved", lambda *_: None)
     name = section.model_fields["name"].default  # type: ignore[attr-defined]
     options = {"name": name, **({"replay": str(emoji / "replay")} if name == "recall" else {})}
-    run = a_run(config(method=options), emoji / "data", tmp_path)
+    steps = {"steps": {"epochs": 20, "batch_size": 3}}
+    run = a_run(config(method=options, training=steps), emoji / "data", tmp_path)
     method = object.__new__(METHODS[section])
     torch.nn.Module.__init__(method)
     method.options = run.config.method  # type: ignore[assignment]

@@ -268,6 +268,10 @@ def wrong_yaml(w: World) -> list[object]:
     return w.train(config=w.write("broken.yaml", "training: ["))
 
 
+def recall(w: World) -> Path:
+    return w.experiment_with(method={"name": "recall"})
+
+
 def data_without_photographs(w: World) -> list[object]:
     (w.folder / "empty").mkdir()
     return w.train(data=w.folder / "empty")
@@ -451,6 +455,23 @@ WRONG: dict[str, tuple[Callable[[World], list[object]], str]] = {
     "unknown precision": (lambda w: w.train("--precision", 8), "--precision 8: must be one of 32-true"),
     "unknown device": (lambda w: (w.make_run(), w.evaluate("--device", "abacus"))[1], "--device abacus"),
     "json of nothing": (lambda w: w.pseudo_masks("--json"), "give both"),
+    "unknown supervision": (
+        lambda w: ["bench", "emoji", "--data", w.data, "--out", w.out, "--supervision", "tags"],
+        "Invalid value for '--supervision'",
+    ),
+    "replay for a method that replays nothing": (
+        lambda w: w.train("--replay", w.folder),
+        "--replay: unknown key method.replay (it belongs to recall, and method.name is fmwiss)",
+    ),
+    "nothing to replay": (lambda w: w.train(config=recall(w)), "give --replay DIR, or method.replay"),
+    "no folder to replay": (
+        lambda w: w.train("--replay", w.folder / "none", config=recall(w)),
+        "none: is no folder",
+    ),
+    "folder to replay without a class": (
+        lambda w: w.train("--replay", w.data, config=recall(w)),
+        "has no folder aeroplane; every old class needs one",
+    ),
     # the experiment file
     "no experiment file": (lambda w: w.train(config=w.folder / "none.yaml"), "there is no experiment file"),
     "folder as experiment file": (lambda w: w.train(config=w.data), "cannot be read: Is a directory"),
@@ -469,6 +490,15 @@ WRONG: dict[str, tuple[Callable[[World], list[object]], str]] = {
     "unknown encoder": (lambda w: w.train("--set", "segmenter.encoder=resnett50"), "nearest names: resnet50"),
     "encoder that cannot be dilated": (lambda w: w.train("--set", "segmenter.encoder=test_vit"), "timm can dilate"),
     "unknown weights": (lambda w: w.train("--set", "segmenter.encoder=resnet18.none"), "its tags: a1_in1k"),
+    "unknown loss of step 0": (
+        lambda w: w.train("--set", "training.step0.loss=softmax"), "must be 'bce' or 'cross-entropy'"
+    ),
+    "joint training with frozen statistics": (
+        lambda w: w.train(
+            "--set", "training.steps.freeze_batch_norm=true", config=w.experiment_with(method={"name": "joint"})
+        ),
+        "as Joint begins with a new one; set it to false",
+    ),
     "stride of no whole cells": (lambda w: w.train("--set", "method.loss_stride=7"), "does not divide data.crop_size"),
     "names that compete with nothing": (
         lambda w: w.pseudo_masks(

@@ -40,6 +40,13 @@ data_app = typer.Typer(help="Make and check data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 
+class LearntFrom(str, Enum):
+    """What the methods of a table learn new classes from."""
+
+    IMAGE = "image"
+    PIXEL = "pixel"
+
+
 class EvaluationImage(str, Enum):
     """What of a photograph is compared with its mask."""
 
@@ -99,6 +106,10 @@ CacheFolder = Annotated[
     Path | None,
     typer.Option("--cache", help="Where what the foundation models say is kept; by default the user's cache folder."),
 ]
+ReplayFolder = Annotated[
+    Path | None,
+    typer.Option("--replay", help="Photographs of old classes, one folder per class, for methods that replay them."),
+]
 Split = Annotated[
     str | None, typer.Option("--split", help="List in ImageSets/Segmentation; by default the experiment file's.")
 ]
@@ -134,11 +145,13 @@ def train(
         Path | None,
         typer.Option("--review", help="Decisions of 'fmwiss review' for steps not begun; by default OUT/review.jsonl."),
     ] = None,
+    replay: ReplayFolder = None,
 ) -> None:
-    """Do every step that is not done yet: step 0 from masks, the others from tags."""
+    """Do every step that is not done yet: step 0 from masks, the others from tags, or from masks as the method says."""
     from fmwiss.config import load_config
 
-    experiment = load_config(config, overrides or [])
+    replayed = [] if replay is None else [{"method.replay": str(replay.resolve())}]
+    experiment = load_config(config, [*(overrides or []), *replayed], "--replay")
     processes = _devices(devices)
     with _results_only():
         from fmwiss.training.run import train as train_run
@@ -202,6 +215,10 @@ def bench(
         list[str] | None,
         typer.Option("--only", metavar="NAME", help="Run this entry, or this group, only; repeatable."),
     ] = None,
+    supervision: Annotated[
+        LearntFrom, typer.Option("--supervision", help="Run the methods that learn from tags, or those from masks.")
+    ] = LearntFrom.IMAGE,
+    replay: ReplayFolder = None,
     cache: CacheFolder = None,
     devices: Devices = "auto",
     precision: Precision = "32-true",
@@ -213,11 +230,14 @@ def bench(
     chosen_seeds, processes, checked_precision = _seeds(seeds), _devices(devices), _precision(precision)
     with _results_only():
         from fmwiss.bench.run import Bench
+        from fmwiss.bench.suite import Supervision
         from fmwiss.bench.tables import MARKDOWN
         from fmwiss.bench.worker import Place
 
         place = Place(data, weights, cache, processes, checked_precision)
-        work = Bench(suite, place, out, chosen_seeds, only or ())
+        folder = replay.resolve() if replay is not None else None
+        learnt_from: Supervision = "pixel" if supervision is LearntFrom.PIXEL else "image"
+        work = Bench(suite, place, out, chosen_seeds, only or (), learnt_from, folder)
     if dry_run:
         for line in work.plan():
             print(line)
@@ -520,14 +540,24 @@ def data_emoji(
         EmojiLayout,
         typer.Option("--layout", help="VOC's; a folder with tags.csv and masks; or one with tags.csv, without masks."),
     ] = EmojiLayout.VOC,
+    by_class: Annotated[
+        bool,
+        typer.Option("--by-class", help="Training scenes alone, a folder per class: for --replay with another seed."),
+    ] = False,
 ) -> None:
     """Write EmojiSeg, generated scenes with exact masks."""
     with _results_only():
-        from fmwiss.data.emoji import EmojiSeg, write_emoji
+        from fmwiss.data.emoji import EmojiSeg, write_emoji, write_emoji_by_class
         from fmwiss.reporting.progress import track
 
         if out.is_dir() and any(out.iterdir()):
             raise UserError(f"{out} is not empty; give a new folder with --out")
+        if by_class and layout is not EmojiLayout.VOC:
+            raise UserError("--by-class and --layout exclude each other; give one of them")
+        if by_class:
+            write_emoji_by_class(out, EmojiSeg(n_train, n_val, seed, size), track)
+            _say(f"{n_train} scenes are in {out}, in the folders of their main objects' classes.")
+            return
         write_emoji(out, EmojiSeg(n_train, n_val, seed, size), track, layout.value)
     if layout is EmojiLayout.TAGGED:
         _say(f"{n_train} scenes are in {out}, and their tags in {out / 'tags.csv'}.")

@@ -136,6 +136,10 @@ class BaseOptimizationConfig(OptimizationConfig):
     epochs: PositiveInt = Field(30, description="epochs over the step's photographs")
     learning_rate: float = Field(1e-2, gt=0, description="rate of the encoder at the first iteration")
     loss_stride: PositiveInt = Field(1, description="the loss is taken at 1 / loss_stride of the crop's resolution")
+    loss: Literal["bce", "cross-entropy"] = Field(
+        "bce", description="binary cross-entropy of every label on its own (WILSON, FMWISS), or cross-entropy over a "
+        "softmax of all of them, which the methods that learn from masks go on from"
+    )
 
 
 class TrainingConfig(_Section):
@@ -432,8 +436,132 @@ class EPSConfig(ActivationMapConfig):
     lam: Probability = Field(0.5, description="lambda, foreground against background in the saliency that maps imply")
 
 
+class PixelConfig(_Section):
+    """What the methods share that learn new classes from masks."""
+
+    name: str
+    loss_stride: PositiveInt = Field(
+        1, description="pixel losses are taken at 1 / loss_stride of the crop's resolution"
+    )
+
+
+class JointConfig(PixelConfig):
+    """All classes seen so far from all their masks, in one training: the upper bound (see docs/methods/joint.md)."""
+
+    name: Literal["joint"] = "joint"
+
+
+class FTConfig(PixelConfig):
+    """Cross-entropy on the step's masks alone: the lower bound (see docs/methods/ft.md)."""
+
+    name: Literal["ft"] = "ft"
+
+
+class LwFConfig(PixelConfig):
+    """Learning without forgetting (see docs/methods/lwf.md)."""
+
+    name: Literal["lwf"] = "lwf"
+    distillation: float = Field(100.0, ge=0, description="weight of the distillation of the old model's softmax")
+
+
+class LwFMCConfig(PixelConfig):
+    """Learning without forgetting in iCaRL's multi-class form (see docs/methods/lwf-mc.md)."""
+
+    name: Literal["lwf-mc"] = "lwf-mc"
+    distillation: float = Field(
+        10.0, ge=0, description="weight of the binary distillation, times the number of the old model's labels"
+    )
+
+
+class ILTConfig(PixelConfig):
+    """Incremental learning techniques: LwF and the encoder's features (see docs/methods/ilt.md)."""
+
+    name: Literal["ilt"] = "ilt"
+    distillation: float = Field(100.0, ge=0, description="weight of the distillation of the old model's softmax")
+    feature_distillation: float = Field(
+        100.0, ge=0, description="weight of the mean squared error between the encoders' features"
+    )
+
+
+class MiBConfig(PixelConfig):
+    """Modelling the background (see docs/methods/mib.md)."""
+
+    name: Literal["mib"] = "mib"
+    distillation: float = Field(10.0, ge=0, description="weight of the unbiased distillation")
+
+
+class PLOPConfig(PixelConfig):
+    """Pooled outputs distillation with pseudo labels (see docs/methods/plop.md)."""
+
+    name: Literal["plop"] = "plop"
+    pod: float = Field(0.01, ge=0, description="weight of the local POD of the encoder's stages")
+    pod_logits: float = Field(0.0005, ge=0, description="the same of the logits")
+    pod_windows: tuple[PositiveInt, ...] = Field(
+        (1, 2, 4), min_length=1, description="windows of the local POD: side of the grids that a map is cut into"
+    )
+    pod_normalised: bool = Field(
+        True, description="pooled features have length 1 before they are compared; false: as they are (published code)"
+    )
+    lowest_threshold: Probability = Field(
+        0.001, description="no class's threshold on the old model's entropy, as a share of the largest, is below this"
+    )
+
+
+class CILConfig(PixelConfig):
+    """Class-incremental learning with entropy-weighted distillation (see docs/methods/cil.md)."""
+
+    name: Literal["cil"] = "cil"
+    distillation: float = Field(1.0, ge=0, description="weight of the distillation where the step has no label")
+    entropy_weight: float = Field(
+        1.0, ge=0, description="a pixel weighs 1 + this times the entropy, in bits, of the old model's prediction"
+    )
+
+
+class SDRConfig(PixelConfig):
+    """Sparse and disentangled representations (see docs/methods/sdr.md)."""
+
+    name: Literal["sdr"] = "sdr"
+    distillation: float = Field(100.0, ge=0, description="weight of the unbiased distillation")
+    prototype_matching: float = Field(
+        0.01, ge=0, description="weight of the distance between old classes' prototypes and their features now"
+    )
+    attraction: float = Field(1e-3, ge=0, description="weight of the distance of features to their class's prototype")
+    repulsion: float = Field(1e-3, ge=0, description="weight of the inverse distances between classes' mean features")
+    sparsity: float = Field(1e-3, ge=0, description="weight of the sparsity of the normalised features")
+
+
+class RECALLConfig(PixelConfig):
+    """Replay of photographs from elsewhere, labelled by the old model (see docs/methods/recall.md)."""
+
+    name: Literal["recall"] = "recall"
+    replay: Path | None = Field(
+        None, description="folder of photographs with one folder per old class, which are not the old training data; "
+        "--replay on the command line"
+    )
+    replay_share: float = Field(0.5, gt=0, lt=1, description="share of the replayed photographs in every batch")
+    encoder: Literal["frozen", "trained"] = Field(
+        "frozen", description="whether the encoder stays that of step 0 (published), or learns too"
+    )
+
+
 MethodConfig = Annotated[
-    FMWISSConfig | FineTuningConfig | WILSONConfig | CAMConfig | SEAMConfig | SSConfig | EPSConfig,
+    FMWISSConfig
+    | FineTuningConfig
+    | WILSONConfig
+    | CAMConfig
+    | SEAMConfig
+    | SSConfig
+    | EPSConfig
+    | JointConfig
+    | FTConfig
+    | LwFConfig
+    | LwFMCConfig
+    | ILTConfig
+    | MiBConfig
+    | PLOPConfig
+    | CILConfig
+    | SDRConfig
+    | RECALLConfig,
     Field(discriminator="name"),
 ]
 """How the steps after 0 learn: a choice by ``name``."""

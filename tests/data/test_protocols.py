@@ -120,3 +120,23 @@ def test_wrong_protocols(steps: str | list[list[str]], message: str):
 def test_a_named_split_needs_twenty_classes():
     with pytest.raises(UserError, match="splits 20 classes, and the data set has 3"):
         Protocol.from_config(ProtocolConfig(steps="15-5"), ("cat", "dog", "owl"))
+
+
+@pytest.mark.parametrize("setting", ["overlap", "disjoint"])
+def test_a_step_that_learns_from_masks_sees_those_of_its_own_classes(setting: str) -> None:
+    """Old and future classes are background, void stays, and the labels are the model's."""
+    protocol = Protocol((("dog", "cat"), ("sheep",), ("sofa", "boat")), setting)  # type: ignore[arg-type]
+    place = {name: VOC_CLASSES.index(name) + 1 for name in VOC_CLASSES}
+    for t, expected in enumerate(({"dog": 1, "cat": 2}, {"sheep": 3}, {"sofa": 4, "boat": 5})):
+        table = protocol.step_table(t, VOC_CLASSES)
+        assert table.dtype == torch.uint8 and int(table[255]) == 255 and int(table[0]) == 0
+        assert {name: int(table[label]) for name, label in place.items() if table[label]} == expected
+    assert protocol.step_table(0, VOC_CLASSES).equal(protocol.label_table(0, VOC_CLASSES))
+
+
+def test_a_joint_training_sees_the_photographs_of_all_steps() -> None:
+    tags = {"a": {"dog"}, "b": {"sheep"}, "c": {"dog", "sofa"}, "d": {"person"}, "e": {"sofa"}}
+    for setting, until_1, until_2 in (("overlap", "abc", "abce"), ("disjoint", "ab", "abce")):
+        protocol = Protocol((("dog",), ("sheep",), ("sofa",)), setting)  # type: ignore[arg-type]
+        assert protocol.select_seen(1, tags, tags) == list(until_1)
+        assert protocol.select_seen(2, tags, tags) == list(until_2)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fmwiss.config import Config, sections_of
-from fmwiss.methods import METHODS, Method, build_method, method_class
+from fmwiss.methods import METHODS, Method, PixelMethod, build_method, method_class
 from fmwiss.models import Architecture, Segmenter
 
 SECTIONS = sections_of(Config.model_fields["method"].annotation)
@@ -31,7 +31,7 @@ def test_every_section_has_its_class() -> None:
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.model_fields["name"].default)
 def test_a_method_keeps_to_its_contract(section: type) -> None:
     method = small_method(section)
-    assert method.supervision == "image"
+    assert method.supervision == ("pixel" if isinstance(method, PixelMethod) else "image")
     assert all(name in dict(method.named_children()) for name in method.frozen)
     method.start_epoch(0)
     for name, module in method.named_modules():

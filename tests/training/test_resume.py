@@ -141,6 +141,8 @@ def test_nothing_is_left_over(runs: Path) -> None:
 OTHERS: dict[str, dict[str, Any]] = {
     "wilson": {"name": "wilson", "localizer_epochs": 1},
     "cam": {"name": "cam", "scales": [1.0], "locator": {"epochs": 2, "batch_size": 2}},
+    "plop": {"name": "plop"},
+    "sdr": {"name": "sdr"},
 }
 MOMENTS = [{"at": "iteration", "step": 1, "number": number} for number in (1, 3)]
 """Of the locator, too, where a method has one."""
@@ -150,7 +152,7 @@ MOMENTS = [{"at": "iteration", "step": 1, "number": number} for number in (1, 3)
 def test_a_killed_run_of_another_method_ends_with_the_same_weights(
     name: str, shared_experiment: dict[str, Any], tiny_voc: Path, tmp_path: Path
 ) -> None:
-    """Its extra modules are in the checkpoint."""
+    """Its extra modules are in the checkpoint, and what it carries or has found out before it learns is kept."""
     experiment = {**shared_experiment, "method": OTHERS[name]}
     experiment["training"] = {**experiment["training"], "checkpoint_every": 1}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(experiment))

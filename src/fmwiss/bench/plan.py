@@ -169,6 +169,9 @@ class Workspace:
         }
         if config.data.tags not in ("masks", "xml"):
             identity["tags"] = _hash_of_file(Path(config.data.tags))
+        replay = whole.get("method", {}).pop("replay", None)
+        if replay is not None:
+            identity["replay"] = _hash_of_folder(Path(replay))
         return dict(json.loads(json.dumps(identity)))
 
     def keep_identity(self, job: Job) -> None:
@@ -209,10 +212,15 @@ class Workspace:
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(f"{path}: cannot be read ({error}); remove {job.folder} to begin it anew") from error
         now = dict(leaves(self.identity(job)))
+        default = _defaults(job.config)
         for key in [*now, *before]:
             if key in before and key in now and before[key] == now[key]:
                 continue
-            if key == "tags" or key.startswith("data."):
+            if key not in before and key in default and now[key] == default[key]:
+                continue  # an earlier version did not have it and did what the default says
+            if key == "replay" and key not in now:
+                continue  # finished runs are shown, too, where no folder is given
+            if key in ("tags", "replay") or key.startswith("data."):
                 raise UserError(
                     f"{job.folder} was made from other data: {key} is another one in {self.source.root} now; give the "
                     "same data or another --out"
@@ -290,11 +298,18 @@ def _settings(config: Config) -> dict[str, Any]:
     """
     settings = config.model_dump(mode="json", exclude_defaults=True)
     settings.setdefault("method", {})["name"] = config.method.name  # which is the default of its own section
+    settings["method"].pop("replay", None)  # where the photographs lie; which they are is in the identity
     settings.get("training", {}).pop("seed", None)
     for section in ("data", "training"):
         for key in _FREE:
             settings.get(section, {}).pop(key, None)
     return {section: values for section, values in settings.items() if values}
+
+
+def _defaults(config: Config) -> dict[str, Any]:
+    """What the library sets, by key as in a job's identity, for experiments with the same method."""
+    plain = Config.model_validate({"method": {"name": config.method.name}}).model_dump(mode="json")
+    return {f"config.{key}": value for key, value in leaves(plain)}
 
 
 def _size(path: Path) -> int | None:
@@ -313,6 +328,11 @@ def _hash_of_file(path: Path) -> str:
             f"the table of tags {path} cannot be read ({error.strerror}); data.tags is 'masks', 'xml' or a CSV file's "
             "path"
         ) from error
+
+
+def _hash_of_folder(folder: Path) -> str:
+    """Of the names and sizes of the files in a folder's folders."""
+    return _hash([[path.relative_to(folder).as_posix(), _size(path)] for path in sorted(folder.glob("*/*"))])
 
 
 def _hash(value: Any) -> str:

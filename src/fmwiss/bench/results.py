@@ -72,6 +72,7 @@ class TableRow:
     results: tuple[Result, ...]
     """Finished, by seed."""
     paper: Values = field(default_factory=dict)
+    note: str = ""
 
     @property
     def diagnostic(self) -> bool:
@@ -211,6 +212,7 @@ def _read_row(row: Row, workspace: Workspace, seeds: tuple[int, ...]) -> TableRo
         seeds,
         tuple(results),
         {column: getattr(paper, column) for column in MEANS} if paper else {},
+        row.entry.note,
     )
 
 

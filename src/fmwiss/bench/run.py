@@ -13,7 +13,17 @@ from filelock import FileLock, Timeout
 
 from fmwiss.bench.plan import FIGURES, Job, Workspace
 from fmwiss.bench.results import STAGES, Table, read_tables
-from fmwiss.bench.suite import Row, Suite, TrainingGroup, choose, find_suite, load_suite, resolve
+from fmwiss.bench.suite import (
+    Row,
+    Suite,
+    Supervision,
+    TrainingGroup,
+    choose,
+    find_suite,
+    load_suite,
+    resolve,
+    supervision_of,
+)
 from fmwiss.bench.tables import FIGURE, write_tables
 from fmwiss.bench.worker import Place, Workers
 from fmwiss.data.voc import VOCSource
@@ -41,6 +51,8 @@ class Bench:
         out: folder for everything that comes of it.
         seeds: in place of the suite's.
         only: names of groups and entries that are run; the tables hold what is finished of the others, too.
+        supervision: of the groups that are run; the others' tables are shown where something of them is finished.
+        replay: folder of photographs of old classes for the entries that replay some; without it those are not run.
 
     Raises:
         UserError: the suite, one of its experiments or the data set is wrong.
@@ -51,6 +63,8 @@ class Bench:
     out: Path
     seeds: Sequence[int] | None = None
     only: Sequence[str] = ()
+    supervision: Supervision = "image"
+    replay: Path | None = None
 
     def __post_init__(self) -> None:
         path = find_suite(self.name)
@@ -58,7 +72,15 @@ class Bench:
         self.title = self.suite.title or path.stem
         self.suite_name = path.stem
         self.rows: list[Row] = resolve(self.suite, path)
-        self.chosen = choose(self.rows, self.only)
+        chosen = choose(self.rows, self.only, self.supervision)
+        if self.replay is not None:
+            if not any(row.lacks_replay for row in chosen):
+                raise UserError(f"--replay {self.replay}: none of the chosen entries replays photographs; leave it out")
+            self.rows = [row.with_replay(self.replay) for row in self.rows]
+            chosen = choose(self.rows, self.only, self.supervision)
+        self.left_out = [row for row in chosen if row.lacks_replay]
+        """Entries that are not run, as there are no photographs to replay."""
+        self.chosen = [row for row in chosen if not row.lacks_replay]
         self._check_methods(path)
         self._check_sources(path)
         self.workspace = Workspace(self.out, VOCSource(self.place.data), self.place.precision)
@@ -87,7 +109,12 @@ class Bench:
     def tables(self) -> list[Table]:
         """The tables with what is finished by now."""
         seeds = {row.label: self.seeds for row in self.chosen} if self.seeds else None
-        return read_tables(self.suite, self.rows, self.workspace, seeds)
+        tables = read_tables(self.suite, self.rows, self.workspace, seeds)
+        return [
+            table
+            for table, group in zip(tables, self.suite.groups, strict=True)
+            if supervision_of(group) == self.supervision or any(row.results for row in table.rows)
+        ]
 
     def plan(self) -> Iterator[str]:
         """What there is to do, a line for each job, and what it will take."""
@@ -100,6 +127,8 @@ class Bench:
             else:
                 state = "begun" if job.is_begun() else "to do"
             yield f"{state:<11} {job.title}  ({job.folder.relative_to(self.out)})"
+        for row in self.left_out:
+            yield f"{'left out':<11} {row.label}  (it replays photographs of old classes; give --replay DIR)"
         runs, left = (sum(job.kind != "base" for job in jobs) for jobs in (self.jobs, todo))
         bases = len(todo) - left
         yield f"{left} of {runs} runs and {bases} base models to do; {_duration(self.minutes_left(todo))}"
@@ -136,6 +165,8 @@ class Bench:
 
     def _run(self, say: Say, failures: dict[Path, Failure]) -> None:
         """Do what is not done yet; what fails is put into ``failures``, by folder."""
+        for row in self.left_out:
+            say(f"left out: {row.label}: it replays photographs of old classes; give --replay DIR")
         workers, todo = Workers(self.place), self.unfinished()
         for number, job in enumerate(todo):
             if job.base in failures and not job.has_base():

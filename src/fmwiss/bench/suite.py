@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 import fmwiss
-from fmwiss.config import Config, leaves, load_config, read_mapping, show_value, wanted
+from fmwiss.config import Config, RECALLConfig, leaves, load_config, read_mapping, show_value, wanted
 from fmwiss.errors import UserError
 
 FOLDER = Path("configs") / "suites"
@@ -19,6 +19,7 @@ FOLDER = Path("configs") / "suites"
 
 PerCent = Annotated[float, Field(ge=0.0, le=100.0)]
 Name = Annotated[str, Field(min_length=1)]
+Supervision = Literal["image", "pixel"]
 
 
 def _different(seeds: tuple[int, ...]) -> tuple[int, ...]:
@@ -54,6 +55,7 @@ class Entry(_Part):
         default_factory=dict, description="key.path: value of the experiment file, over the group's"
     )
     seeds: Seeds | None = Field(None, description="by default the group's")
+    note: str = Field("", description="text on the row, under the table")
 
 
 class TrainingEntry(Entry):
@@ -77,6 +79,10 @@ class TrainingGroup(_Group):
     """A table of trained models."""
 
     kind: Literal["training"] = "training"
+    supervision: Supervision = Field(
+        "image", description="the comparison that the table is part of: of methods that learn from tags (image) or "
+        "from masks (pixel); `fmwiss bench --supervision` chooses by it"
+    )
     curve: bool = Field(
         False, description="draw mIoU over the last step's epochs; needs training.validate_every in the experiments"
     )
@@ -130,6 +136,29 @@ class Row:
     def label(self) -> str:
         """Both names."""
         return f"{self.group.name} / {self.entry.name}"
+
+    @property
+    def supervision(self) -> Supervision:
+        """The group's; pseudo masks are of the methods that learn from tags."""
+        return supervision_of(self.group)
+
+    @property
+    def lacks_replay(self) -> bool:
+        """Whether it cannot be run, as it needs photographs of old classes and is given none."""
+        method = self.config.method
+        return isinstance(method, RECALLConfig) and method.replay is None
+
+    def with_replay(self, folder: Path) -> Row:
+        """The row with the folder if it needs one, else itself."""
+        if not self.lacks_replay:
+            return self
+        method = self.config.method.model_copy(update={"replay": folder})
+        return replace(self, config=self.config.model_copy(update={"method": method}))
+
+
+def supervision_of(group: TrainingGroup | PseudoMaskGroup) -> Supervision:
+    """What the methods of a table learn from."""
+    return group.supervision if isinstance(group, TrainingGroup) else "image"
 
 
 def find_suite(suite: str) -> Path:
@@ -211,14 +240,26 @@ def _resolve(suite: Suite, group: TrainingGroup | PseudoMaskGroup, entry: Entry,
     return Row(group, entry, config, overrides, file, entry.seeds or group.seeds or suite.seeds)
 
 
-def choose(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
+def choose(rows: Sequence[Row], names: Sequence[str], supervision: Supervision = "image") -> list[Row]:
     """The rows of the groups and entries named; where both are, those that are in both. All without names.
+
+    Args:
+        rows: of a suite.
+        names: of groups and entries.
+        supervision: only groups of this one are looked into.
 
     Raises:
         UserError: a name is none of a group or an entry, or one chooses nothing beside the others.
     """
+    others = {name for row in rows if row.supervision != supervision for name in (row.group.name, row.entry.name)}
+    rows = [row for row in rows if row.supervision == supervision]
+    if not rows:
+        raise UserError(f"--supervision {supervision}: the suite has no such group; leave it out or give the other one")
     groups, entries = {row.group.name for row in rows}, {row.entry.name for row in rows}
     for name in names:
+        if name in others - groups - entries:
+            other = "pixel" if supervision == "image" else "image"
+            raise UserError(f"--only {name}: is of the groups with supervision {other}; add --supervision {other}")
         if name not in groups | entries:
             close = nearest(name, [*groups, *entries])
             raise UserError(f"--only {name}: the suite has no entry and no group of that name; the nearest is {close}")

@@ -192,6 +192,9 @@ def _markdown_group(table: Table) -> Iterator[str]:
     yield _markdown_table(head, rows)
     if table.differences:
         yield _markdown_table(*difference_cells(table))
+    notes = [f"{row.name}: {row.note.strip()}" for row in table.rows if row.note]
+    if notes:
+        yield "\n".join(f"- {note}" for note in notes)
     missing = [f"{row.name} (seed {', '.join(map(str, row.missing))})" for row in table.rows if row.missing]
     if missing:
         yield f"Not finished: {', '.join(missing)}."

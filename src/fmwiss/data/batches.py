@@ -24,6 +24,7 @@ class Sample:
         tags: bool ``(C_new,)``, which of the step's new classes the photograph is tagged with.
         pasted: uint8 ``(S, S)``, label of the old class pasted there, 0 elsewhere.
         saliency: uint8 ``(S, S)``, 255 where something stands out, 0 elsewhere and on padding.
+        replayed: bool ``()``, whether the photograph is of another step's classes and its mask a model's.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Sample:
     tags: Tensor | None = None
     pasted: Tensor | None = None
     saliency: Tensor | None = None
+    replayed: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Batch:
         tags: bool ``(B, C_new)``, which of the step's new classes each photograph is tagged with.
         pasted: int64 ``(B, S, S)``, label of the old class pasted there, 0 elsewhere; None without copy-paste.
         saliency: uint8 ``(B, S, S)``, 255 where something stands out; None where the method does not ask for it.
+        replayed: bool ``(B,)``, whose masks are a model's, of photographs of old classes; None without replay.
     """
 
     ids: tuple[str, ...]
@@ -60,6 +63,7 @@ class Batch:
     tags: Tensor | None = None
     pasted: Tensor | None = None
     saliency: Tensor | None = None
+    replayed: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
@@ -94,4 +98,5 @@ def collate(samples: Sequence[Sample]) -> Batch:
         tags=stacked(lambda sample: sample.tags),
         pasted=labels(stacked(lambda sample: sample.pasted)),
         saliency=stacked(lambda sample: sample.saliency),
+        replayed=stacked(lambda sample: sample.replayed),
     )

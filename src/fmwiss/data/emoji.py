@@ -181,6 +181,22 @@ def write_emoji(
         _write_text("".join(f"{image_id}\n" for image_id in listed), folder / f"{lists}/{split}.txt")
 
 
+def write_emoji_by_class(
+    folder: Path, source: EmojiSeg, progress: Callable[..., Iterable[Any]] = lambda items, *_: items
+) -> None:
+    """Write the training scenes alone, one folder per class, as methods that replay photographs want them.
+
+    A scene lies in the folder of its main object, whose class goes through the classes in turn; it may show others.
+    """
+    ids = source.ids("train_aug")
+    for number, image_id in enumerate(progress(ids, "drawing scenes", len(ids))):
+        picture = Image.fromarray(source.read_image(image_id).permute(1, 2, 0).numpy())
+        path = folder / source.class_names[number % len(source.class_names)] / f"{image_id}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(picture, path, format="JPEG", quality=95, subsampling=0)
+    _write_text(ATTRIBUTION.read_text(encoding="utf-8"), folder / ATTRIBUTION.name)
+
+
 def _write(picture: Image.Image, path: Path, **options: Any) -> None:
     write_atomically(path, lambda temporary: picture.save(temporary, **options))
 

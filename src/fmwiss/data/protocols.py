@@ -107,6 +107,21 @@ class Protocol:
         later = {name for step in self.steps[t + 1 :] for name in step} if self.setting == "disjoint" else set()
         return [image_id for image_id in ids if new & tags[image_id] and not later & tags[image_id]]
 
+    def select_seen(self, t: int, tags: Mapping[str, Set[str]], ids: Iterable[str]) -> list[str]:
+        """The photographs of all steps up to ``t``: what a joint training sees. Arguments as of :meth:`select`."""
+        ids = list(ids)
+        steps = [set(self.select(step, tags, ids)) for step in range(t + 1)]
+        return [image_id for image_id in ids if any(image_id in step for step in steps)]
+
+    def step_table(self, t: int, class_names: Sequence[str]) -> Tensor:
+        """:meth:`label_table` of the step's own classes alone: old and future ones are background, void stays void.
+
+        This is what a step after 0 that learns from masks may see of them, in both settings.
+        """
+        table = self.label_table(t, class_names)
+        table[table <= len(self.old(t))] = 0
+        return table
+
     def label_table(self, t: int, class_names: Sequence[str]) -> Tensor:
         """Table from a data set's labels to the model's after step ``t``, uint8 ``(256,)``; use as ``table[mask]``.
 

@@ -6,20 +6,41 @@ from collections.abc import Callable
 
 from fmwiss.config import (
     CAMConfig,
+    CILConfig,
     Config,
     EPSConfig,
     FineTuningConfig,
     FMWISSConfig,
+    FTConfig,
+    ILTConfig,
+    JointConfig,
+    LwFConfig,
+    LwFMCConfig,
     MethodConfig,
+    MiBConfig,
+    PLOPConfig,
+    RECALLConfig,
+    SDRConfig,
     SEAMConfig,
     SSConfig,
     WILSONConfig,
 )
 from fmwiss.methods.base import Method
 from fmwiss.methods.cam import CAM
+from fmwiss.methods.cil import CIL
 from fmwiss.methods.eps import EPS
 from fmwiss.methods.finetuning import FineTuning
 from fmwiss.methods.fmwiss import FMWISS
+from fmwiss.methods.ft import FT
+from fmwiss.methods.ilt import ILT
+from fmwiss.methods.joint import Joint
+from fmwiss.methods.lwf import LwF
+from fmwiss.methods.lwf_mc import LwFMC
+from fmwiss.methods.mib import MiB
+from fmwiss.methods.pixel import DistillingMethod, PixelMethod
+from fmwiss.methods.plop import PLOP
+from fmwiss.methods.recall import RECALL
+from fmwiss.methods.sdr import SDR
 from fmwiss.methods.seam import SEAM
 from fmwiss.methods.ss import SS
 from fmwiss.methods.supervised import Supervised
@@ -28,14 +49,26 @@ from fmwiss.models import Segmenter
 
 __all__ = [
     "CAM",
+    "CIL",
     "EPS",
     "FMWISS",
+    "FT",
+    "ILT",
     "METHODS",
+    "PLOP",
+    "RECALL",
+    "SDR",
     "SEAM",
     "SS",
     "WILSON",
+    "DistillingMethod",
     "FineTuning",
+    "Joint",
+    "LwF",
+    "LwFMC",
     "Method",
+    "MiB",
+    "PixelMethod",
     "Supervised",
     "build_method",
     "check_methods",
@@ -51,6 +84,16 @@ METHODS: dict[type, type[Method]] = {
     SEAMConfig: SEAM,
     SSConfig: SS,
     EPSConfig: EPS,
+    JointConfig: Joint,
+    FTConfig: FT,
+    LwFConfig: LwF,
+    LwFMCConfig: LwFMC,
+    ILTConfig: ILT,
+    MiBConfig: MiB,
+    PLOPConfig: PLOP,
+    CILConfig: CIL,
+    SDRConfig: SDR,
+    RECALLConfig: RECALL,
 }
 """By the type of the configuration's section ``method``, what learns the steps after 0."""
 

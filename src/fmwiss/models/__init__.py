@@ -1,6 +1,8 @@
-"""Segmenter, incremental classifier, and what teaches beside them: FMWISS's teacher and WILSON's localizer."""
+"""Segmenter, incremental classifier, and what teaches beside them: FMWISS's teacher, WILSON's localizer,
+RECALL's helper."""
 
 from fmwiss.models.classifier import IncrementalClassifier
+from fmwiss.models.helper import HelperDecoder
 from fmwiss.models.localizer import Localizer
 from fmwiss.models.segmenter import (
     Architecture,
@@ -14,6 +16,7 @@ from fmwiss.models.teacher import Teacher
 
 __all__ = [
     "Architecture",
+    "HelperDecoder",
     "IncrementalClassifier",
     "Localizer",
     "Segmenter",

@@ -102,6 +102,7 @@ def gallery_view(
         **_view(gallery),
         "validation": _ordered(cards, worst_first),
         "training": [_training_card(one, pictures, gallery) for one in gallery.training],
+        "has_truth": any(one.truth is not None for one in gallery.training),
         "has_maps": any(one.maps for one in gallery.training),
         "has_pasted": any(one.sample is not None and one.sample.pasted is not None for one in gallery.training),
     }

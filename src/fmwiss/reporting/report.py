@@ -15,6 +15,7 @@ from jinja2 import PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fmwiss.files import write_atomically
+from fmwiss.methods import method_class
 from fmwiss.reporting.cards import Photographs, gallery_view, together_view
 from fmwiss.reporting.charts import Curve, LineChart, direction, line_chart, per_cent, signed
 from fmwiss.reporting.records import Confusion, Environment, Figures
@@ -290,6 +291,11 @@ def _columns(figures: Figures) -> dict[str, float | None]:
     return {**{mean: getattr(figures.miou, mean) for mean in MEANS}, "pixel accuracy": figures.pixel_accuracy}
 
 
+def _supervision(run: Run) -> str:
+    """What the steps after 0 learnt from."""
+    return "masks" if method_class(run.config.method).supervision == "pixel" else "tags"
+
+
 def _tiles(run: Run) -> list[dict[str, Any]]:
     """The last step's means, large, with what the step changed where that can be compared."""
     figures = run.last.figures
@@ -300,7 +306,7 @@ def _tiles(run: Run) -> list[dict[str, Any]]:
     classes = run.last.classes
     described = {
         "old": f"{len(classes[0])} base classes",
-        "new": f"{sum(map(len, classes[1:]))} learnt from tags",
+        "new": f"{sum(map(len, classes[1:]))} learnt from {_supervision(run)}",
         "all": f"{len(run.last.class_names)} labels with background",
     }
     tiles = []

@@ -18,6 +18,9 @@ _KEYS = (
 )
 """Keys, or beginnings of keys, that step 0's model depends on, beside its classes."""
 
+_ADDED = {"training.step0.loss": "bce"}
+"""Keys that earlier versions did not have, with the value at which a base is the one that those trained."""
+
 
 def base_difference(theirs: Config, ours: Config, known: Sequence[str]) -> tuple[str, str, str] | None:
     """The first key in which two base models differ, and both values; None if one can stand for the other.
@@ -36,8 +39,12 @@ def base_difference(theirs: Config, ours: Config, known: Sequence[str]) -> tuple
 
 
 def base_settings(config: Config, known: Sequence[str]) -> dict[str, Any]:
-    """What step 0's model depends on, by key, JSON-able; equal exactly where :func:`base_difference` finds none."""
-    settings = {key: value for key, value in leaves(config.model_dump(mode="json")) if _counts(key)}
+    """What step 0's model depends on, by key, JSON-able; equal exactly where :func:`base_difference` finds none.
+
+    A key that earlier versions did not have is left out at the value that they stood for: bases of those are found.
+    """
+    values = dict(leaves(config.model_dump(mode="json")))
+    settings = {key: value for key, value in values.items() if _counts(key) and _ADDED.get(key, ...) != value}
     learnt, unseen = _classes(config, known)
     return {**settings, "protocol.steps": [list(learnt), sorted(unseen)]}
 

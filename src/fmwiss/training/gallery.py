@@ -353,7 +353,7 @@ def draw_validation(
 
 @dataclass(frozen=True)
 class TrainingPictures:
-    """Draws training photographs of a step. Without ``label_table``, that is after step 0, no mask file is opened.
+    """Draws training photographs of a step. Without ``label_table``, that is of one from tags, no mask file is opened.
 
     Args:
         source: photographs.
@@ -366,7 +366,7 @@ class TrainingPictures:
         seed: the run's seed.
         stages: gives the pseudo masks' stages; None where the step has none.
         probability_maps: the method's, of one photograph at the model's working size.
-        label_table: in step 0, from the data set's labels to the model's.
+        label_table: in a step from masks, from the data set's labels to those of the model that the step may see.
     """
 
     source: Source

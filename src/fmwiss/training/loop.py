@@ -20,6 +20,7 @@ from fmwiss.config import OptimizationConfig
 from fmwiss.data.batches import Batch, collate
 from fmwiss.data.datasets import IterationSampler
 from fmwiss.data.randomness import keyed_generator
+from fmwiss.data.replay import InterleavedSampler
 from fmwiss.errors import UserError
 from fmwiss.files import write_atomically
 from fmwiss.methods import Method
@@ -53,8 +54,17 @@ class Loop:
     description: str = "training"
     _losses: dict[str, float] = field(default_factory=dict)
 
-    def run(self, method: Method, dataset: Dataset[Any], n_images: int) -> float:
+    def run(
+        self, method: Method, dataset: Dataset[Any], n_images: int, n_replayed: int = 0, replay_share: float = 0.0
+    ) -> float:
         """Train ``method`` on ``dataset`` (which is indexed by (epoch, index), ``n_images`` long).
+
+        Args:
+            method: what learns.
+            dataset: its samples.
+            n_images: how many of them an epoch has.
+            n_replayed: how many come after those, of which every batch has a share.
+            replay_share: that share.
 
         Returns:
             The seconds that it took, in this process and in those that were interrupted.
@@ -68,15 +78,19 @@ class Loop:
         state = self.folder / "state"
         done, seconds_before = load_checkpoint(state, method, optimizer)
 
-        sampler = IterationSampler(
-            n_images,
-            options.batch_size,
-            epochs=method.warmup_epochs + options.epochs,
-            seed=self.seed,
-            start_iteration=done,
-            rank=fabric.global_rank,
-            world_size=fabric.world_size,
-        )
+        steps: dict[str, Any] = {
+            "epochs": method.warmup_epochs + options.epochs,
+            "seed": self.seed,
+            "start_iteration": done,
+            "rank": fabric.global_rank,
+            "world_size": fabric.world_size,
+        }
+        if n_replayed:
+            sampler: IterationSampler = InterleavedSampler(
+                n_images, n_replayed, replay_share, options.batch_size, **steps
+            )
+        else:
+            sampler = IterationSampler(n_images, options.batch_size, **steps)
         if sampler.batch_size < 2 * fabric.world_size:
             raise UserError(
                 f"step {self.step} would train on {sampler.batch_size} photograph(s) at a time in {fabric.world_size} "

@@ -19,11 +19,12 @@ from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torchvision.transforms.v2.functional import resize
 
-from fmwiss.config import Config, OptimizationConfig, check_resumable, dump_config, load_config
+from fmwiss.config import Config, OptimizationConfig, RECALLConfig, check_resumable, dump_config, load_config
 from fmwiss.data.datasets import MaskDataset, PseudoMaskSource, TrueMasks, WeakDataset
 from fmwiss.data.memory import CopyPaste, MemoryBank
 from fmwiss.data.protocols import Protocol, share
 from fmwiss.data.randomness import keyed_generator
+from fmwiss.data.replay import InterleavedDataset, ReplayFolder
 from fmwiss.data.source import Source, open_source
 from fmwiss.data.tags import TagIndex
 from fmwiss.data.transforms import JointTransform
@@ -32,7 +33,16 @@ from fmwiss.evaluation import Evaluation, evaluate
 from fmwiss.evaluation.evaluate import Observer, center_crop
 from fmwiss.files import write_atomically
 from fmwiss.foundation import build_saliency
-from fmwiss.methods import Method, Supervised, build_method, check_methods, method_class, takes_pseudo_masks
+from fmwiss.methods import (
+    RECALL,
+    Method,
+    PixelMethod,
+    Supervised,
+    build_method,
+    check_methods,
+    method_class,
+    takes_pseudo_masks,
+)
 from fmwiss.models import Segmenter, finished_steps
 from fmwiss.pseudo_masks import open_pseudo_masks
 from fmwiss.pseudo_masks import working_size as frozen_size
@@ -51,6 +61,7 @@ from fmwiss.training.gallery import (
 )
 from fmwiss.training.located import KeptMaps, LocatedMasks
 from fmwiss.training.loop import Loop
+from fmwiss.training.pixel import REPLAY, SURVEY, PixelStep
 from fmwiss.training.reviews import StepReviews
 
 BANK = "memory_bank.safetensors"
@@ -157,6 +168,8 @@ class _Run:
         self._check_masks(self.protocol.new(0), "step 0 learns from masks")
         options = self.config.data
         check_methods(self.config)
+        if isinstance(self.config.method, RECALLConfig) and self.config.method.replay is not None:
+            ReplayFolder(self.config.method.replay, self.protocol.old(len(self.protocol.steps) - 1))
         self.transform = JointTransform(options.crop_size, options.resize, options.scale, options.flip)
         self._seconds_before = 0.0
         """What processes that were interrupted spent on the present step's locator."""
@@ -268,7 +281,8 @@ class _Run:
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=seed_everything)))
         method = self._base_method(options) if t == 0 else self._method(t, options)
         new_tags = {i: tags[i] & frozenset(self.protocol.new(t)) for i in chosen}
-        dataset = self._mask_dataset(chosen) if t == 0 else self._weak_dataset(t, method, chosen, new_tags)
+        dataset = self._dataset(t, method, chosen, new_tags)
+        replay = (len(dataset.replay), dataset.share) if isinstance(dataset, InterleavedDataset) else (0, 0.0)
         prepared = time.monotonic()
         loop = self._loop(
             t,
@@ -278,11 +292,13 @@ class _Run:
             validate_every=training.validate_every,
             validate=lambda: self._evaluate(method.student).as_dict(),
         )
-        training_seconds = loop.run(method, dataset, len(chosen))
+        training_seconds = loop.run(method, dataset, len(chosen), *replay)
         trained = time.monotonic()
         method.eval()
         if self.fabric.is_global_zero:
             self._keep_memory(t, method, chosen, new_tags)
+            if t > 0 and isinstance(method, PixelMethod):
+                self._pixel_step(t).keep_carried(method, self.config.method.name, self._more_follow(t))
         self.fabric.barrier()
         result, counts, shown = self._comparison(t).run(method.student)
         if self.fabric.is_global_zero:
@@ -343,7 +359,7 @@ class _Run:
         self,
         t: int,
         method: Method,
-        dataset: MaskDataset | WeakDataset,
+        dataset: MaskDataset | WeakDataset | InterleavedDataset,
         ids: list[str],
         tags: TagIndex,
         options: OptimizationConfig,
@@ -359,7 +375,7 @@ class _Run:
             seed=self.config.training.seed,
             stages=dataset.pseudo_masks if isinstance(dataset, WeakDataset) else None,
             probability_maps=lambda image: method.probability_maps(method.student.to_working_size(image)),
-            label_table=self.protocol.label_table(0, self.source.class_names) if t == 0 else None,
+            label_table=self._mask_table(t) if method.supervision == "pixel" else None,
         )
 
     def _write_gallery(self, t: int, shown: Sequence[Shown], pictures: TrainingPictures) -> None:
@@ -412,12 +428,15 @@ class _Run:
         return TagIndex.load_or_build(self.source, ids, self.config.data.tags, cache)
 
     def _photographs(self, t: int, tags: TagIndex, ids: list[str]) -> list[str]:
-        """Those that a step may use; in step 0 they have masks."""
-        chosen = self.protocol.select(t, tags, ids)
-        if t == 0:
+        """Those that a step may use; where it learns from masks they have some."""
+        joint = t > 0 and self._is_joint()
+        chosen = self.protocol.select_seen(t, tags, ids) if joint else self.protocol.select(t, tags, ids)
+        from_masks = t == 0 or method_class(self.config.method).supervision == "pixel"
+        if from_masks:
+            self._check_masks(self.protocol.new(t), f"step {t} learns from masks")
             chosen = [image_id for image_id in chosen if self.source.has_mask(image_id)]
         if not chosen:
-            with_mask = " with a mask" if t == 0 and any(map(self.source.has_mask, ids)) else ""
+            with_mask = " with a mask" if from_masks and any(map(self.source.has_mask, ids)) else ""
             raise UserError(
                 f"{self.data}: no photograph{with_mask} of {self.config.data.train_split} is tagged with a class of "
                 f"step {t} ({', '.join(self.protocol.new(t))})."
@@ -455,7 +474,8 @@ class _Run:
     def _base_method(self, options: OptimizationConfig) -> Method:
         config = self.config
         student = Segmenter.from_config(config.segmenter, self.protocol.new(0), config.data.resize, self.weights)
-        return Supervised(student, options.freeze_batch_norm, config.training.step0.loss_stride)
+        step0 = config.training.step0
+        return Supervised(student, options.freeze_batch_norm, step0.loss_stride, step0.loss)
 
     def _method(self, t: int, options: OptimizationConfig) -> Method:
         previous = self.folder / f"step{t - 1}"
@@ -471,15 +491,65 @@ class _Run:
                 f"{previous}: has learnt {', '.join(student.class_names[1:])}, and for {self.data} step {t} needs one "
                 f"of {', '.join(self.protocol.old(t))}; give the data that the run was begun with, or another --out."
             )
-        student.add_step(self.protocol.new(t), expected.classifier_init, expected.class_prior)
+        if self._is_joint():
+            student = self._new_student(t)
+        else:
+            student.add_step(self.protocol.new(t), expected.classifier_init, expected.class_prior)
         method = build_method(self.config.method, student, old_model, options.freeze_batch_norm)
         if expected.class_prior is not None:
             method.start_rare(expected.class_prior)
         return method
 
-    def _mask_dataset(self, ids: list[str]) -> MaskDataset:
-        table = self.protocol.label_table(0, self.source.class_names)
-        return MaskDataset(self.source, ids, table, self.transform, self.config.training.seed)
+    def _new_student(self, t: int) -> Segmenter:
+        """A model of all classes so far that has learnt none of them."""
+        config = self.config
+        student = Segmenter.from_config(config.segmenter, self.protocol.new(0), config.data.resize, self.weights)
+        for step in range(1, t + 1):
+            student.add_step(self.protocol.new(step), "plain", config.segmenter.class_prior)
+        return student
+
+    def _is_joint(self) -> bool:
+        method = method_class(self.config.method)
+        return issubclass(method, PixelMethod) and method.joint
+
+    def _more_follow(self, t: int) -> bool:
+        """Whether the protocol has steps after this one."""
+        return t + 1 < len(self.protocol.steps)
+
+    def _dataset(
+        self, t: int, method: Method, ids: list[str], tags: Mapping[str, frozenset[str]]
+    ) -> MaskDataset | WeakDataset | InterleavedDataset:
+        """A step's samples; those of a method that learns from tags open no mask."""
+        if method.supervision == "image":
+            return self._weak_dataset(t, method, ids, tags)
+        dataset = self._mask_dataset(t, ids)
+        if not isinstance(method, PixelMethod):  # step 0's
+            return dataset
+        step = self._pixel_step(t)
+        step.prepare(method, self.config.method.name, self._more_follow(t))
+        if not isinstance(method, RECALL):
+            return dataset
+        assert method.options.replay is not None
+        return step.interleaved(method, dataset, ReplayFolder(method.options.replay, self.protocol.old(t)))
+
+    def _pixel_step(self, t: int) -> PixelStep:
+        def dataset_of(step: int) -> MaskDataset:
+            ids = self.source.ids(self.config.data.train_split)
+            chosen = self._photographs(step, self._tags(ids), ids)
+            fraction = self.config.data.fraction if step else 1.0
+            return self._mask_dataset(step, share(chosen, fraction, self.config.training.seed))
+
+        options, data = self.config.training.steps, self.config.data
+        return PixelStep(self.folder, t, self.fabric, options.batch_size, data.workers, dataset_of)
+
+    def _mask_dataset(self, t: int, ids: list[str]) -> MaskDataset:
+        """Photographs with the masks of the step's classes, or for a joint training of all so far."""
+        return MaskDataset(self.source, ids, self._mask_table(t), self.transform, self.config.training.seed)
+
+    def _mask_table(self, t: int) -> torch.Tensor:
+        """From the data set's labels to what a step that learns from masks may see of them."""
+        everything = t == 0 or self._is_joint()
+        return (self.protocol.label_table if everything else self.protocol.step_table)(t, self.source.class_names)
 
     def _takes_pseudo_masks(self, method: Method) -> bool:
         return type(method).learns_from_pseudo_masks(self.config.method)
@@ -668,8 +738,8 @@ def _write_json(path: Path, value: object, indent: int | None = 1) -> None:
 
 
 def is_begun(step: Path) -> bool:
-    """Whether a step's folder holds a model, a checkpoint or a locator's masks."""
-    kept = ("state/*", f"{LOCATOR}/state/*", f"{LOCATOR}/saliency/*", f"{LOCATOR}/masks/*")
+    """Whether a step's folder holds a model, a checkpoint, a locator's masks, or what a method found in photographs."""
+    kept = ("state/*", f"{LOCATOR}/state/*", f"{LOCATOR}/saliency/*", f"{LOCATOR}/masks/*", SURVEY, f"{REPLAY}/*")
     return (step / "model.json").is_file() or any(path for pattern in kept for path in step.glob(pattern))
 
 

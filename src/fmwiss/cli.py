@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fmwiss import __version__
+from fmwiss.commands.weights import app as weights_app
 from fmwiss.errors import UserError, sentence_of
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ INTERRUPTED = 130
 
 data_app = typer.Typer(help="Make data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(weights_app, name="weights")
 
 
 class EvaluationImage(str, Enum):

@@ -128,7 +128,8 @@ def test_help_is_quick_and_loads_no_heavy_module() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["train"], ["evaluate"], ["bench"], ["report"], ["predict"], ["pseudo-masks"], ["classes"], ["demo"]],
+    [[], ["train"], ["evaluate"], ["bench"], ["report"], ["predict"], ["pseudo-masks"], ["classes"], ["demo"],
+     ["data", "emoji"], ["data", "check"]],
 )
 def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*command, "--help"]) == 0

@@ -36,7 +36,7 @@ app = typer.Typer(
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
-data_app = typer.Typer(help="Make data sets.", no_args_is_help=True)
+data_app = typer.Typer(help="Make and check data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(weights_app, name="weights")
 
@@ -48,11 +48,19 @@ class EvaluationImage(str, Enum):
     CENTER_CROP = "center-crop"
 
 
+class DataLayout(str, Enum):
+    """How a data set lies in its folder, as ``data.source`` calls it."""
+
+    VOC = "voc"
+    FOLDER = "folder"
+    COCO = "coco"
+
+
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="Experiment file (YAML).", show_default=False)]
 RunFolder = Annotated[
     Path, typer.Argument(metavar="RUN", help="Folder that 'fmwiss train' wrote.", show_default=False)
 ]
-DataFolder = Annotated[Path, typer.Option("--data", help="Data set in VOC's layout.", show_default=False)]
+DataFolder = Annotated[Path, typer.Option("--data", help="Data set, laid out as data.source says.", show_default=False)]
 WeightsFolder = Annotated[
     Path | None,
     typer.Option(
@@ -288,13 +296,13 @@ def pseudo_masks(
     experiment = load_config(config, overrides or [])
     split = split or experiment.data.train_split
     with _results_only():
+        from fmwiss.data.source import open_source
         from fmwiss.data.tags import TagIndex
-        from fmwiss.data.voc import VOCSource
         from fmwiss.pseudo_masks import evaluate_pseudo_masks, open_pseudo_masks
         from fmwiss.reporting.pictures import save_masks, save_png, side_by_side
         from fmwiss.reporting.progress import track
 
-        source = VOCSource(data)
+        source = open_source(experiment.data, data)
         names = _classes_of(experiment.protocol, source.class_names, step, classes)
         ids = source.ids(split)
         index = TagIndex.load_or_build(source, ids, experiment.data.tags, out / "tags.json")
@@ -366,6 +374,26 @@ def data_emoji(
             raise UserError(f"{out} is not empty; give a new folder with --out")
         write_emoji(out, EmojiSeg(n_train, n_val, seed, size), track)
     _say(f"{n_train} scenes in train_aug and {n_val} in val are in {out}.")
+
+
+@data_app.command("check")
+def data_check(
+    data: Annotated[Path, typer.Argument(metavar="DIR", help="The data set's folder.", show_default=False)],
+    source: Annotated[
+        DataLayout | None, typer.Option("--source", help="How it is laid out; by default as it looks.")
+    ] = None,
+    tags: Annotated[
+        Path | None, typer.Option("--tags", help="CSV, JSON lines or COCO file in place of the folder's own.")
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Where photographs are drawn; by default ./NAME-check.png.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Look for what would break training (exit code 2), and for what is worth a look, and draw the photographs."""
+    from fmwiss.commands.data_check import check_command
+
+    check_command(data, source.value if source else None, tags, picture, as_json)
 
 
 @app.command()

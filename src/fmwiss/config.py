@@ -15,7 +15,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fmwiss.errors import UserError
 
@@ -32,21 +32,41 @@ class ProtocolConfig(_Section):
     """Which classes are learnt when, and which images a step may see."""
 
     steps: str | list[list[str]] = Field(
-        "15-5", description="a named split of VOC (15-5, 10-10) or the class names of every step, step 0 first"
+        "15-5", description="a named split of VOC (15-5, 10-10) or the class names of every step, step 0 first, as in "
+        "[[cat, dog], [sheep]]"
     )
     setting: Literal["disjoint", "overlap"] = Field("overlap", description="paper, section 4.1")
+
+    @field_validator("steps", mode="before")
+    @classmethod
+    def _lists(cls, value: Any) -> Any:
+        steps = value if isinstance(value, list | tuple) else [None]
+        nested = all(isinstance(step, list | tuple) and all(isinstance(name, str) for name in step) for step in steps)
+        if not isinstance(value, str) and not nested:
+            raise ValueError("must be 15-5, 10-10 or a list of names for each step, as in [[cat, dog], [sheep]]")
+        return value
 
 
 class DataConfig(_Section):
     """What goes in, and how a photograph becomes a training sample."""
 
-    source: Literal["voc"] = Field("voc", description="layout of the folder given by --data")
-    train_split: str = Field("train_aug", description="file in ImageSets/Segmentation that lists the training ids")
-    val_split: str = Field("val", description="file in ImageSets/Segmentation that lists the validation ids")
+    source: Literal["voc", "folder", "coco"] = Field(
+        "voc", description="layout of the folder given by --data (see docs/data.md): VOC's, a folder of photographs "
+        "with tags and indexed masks, or one whose masks are outlines in COCO's instances files"
+    )
+    train_split: str = Field(
+        "train_aug", description="file in ImageSets/Segmentation that lists the training ids; of folders a list in "
+        "splits, or what val does not hold: their default is train"
+    )
+    val_split: str = Field(
+        "val", description="file in ImageSets/Segmentation that lists the validation ids; of folders a list in splits, "
+        "or a fifth of the photographs with masks"
+    )
     tags: str = Field(
         "masks",
         description="where image-level tags come from: 'masks' (the classes in SegmentationClassAug, read once into an "
-        "index), 'xml' (the objects in VOC's Annotations) or the path of a CSV table 'file,tags' (tags split by ';')",
+        "index), 'xml' (the objects in VOC's Annotations) or the path of a CSV table 'file,tags' (tags split by ';'); "
+        "of folders the path is that of a CSV, JSON lines or COCO file in place of their own, and adds to the masks",
     )
     crop_size: PositiveInt = Field(512, description="side of a training crop in pixels")
     resize: PositiveInt | None = Field(
@@ -59,6 +79,13 @@ class DataConfig(_Section):
         1.0, gt=0.0, le=1.0, description="share of the photographs that the steps after 0 use (Table 10)"
     )
     workers: int = Field(2, ge=0, description="loader processes; 0 loads in the main process")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_list(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("source", "voc") != "voc":
+            return {"train_split": "train", **values}
+        return values
 
     @field_validator("scale")
     @classmethod

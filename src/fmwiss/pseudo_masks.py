@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import io
 import json
 import math
 import os
@@ -27,7 +26,6 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -38,7 +36,7 @@ from fmwiss.config import CosegmentationConfig, PlusConfig
 from fmwiss.cosegmentation import draw_seeds, fuse, scale_scores, seed_masks
 from fmwiss.cosegmentation_plus import merge_views, plus_maps
 from fmwiss.data.randomness import keyed_generator
-from fmwiss.data.voc import BROKEN, VOID, canonical_class_name
+from fmwiss.data.voc import VOID, canonical_class_name
 from fmwiss.errors import UserError
 from fmwiss.files import write_atomically
 from fmwiss.foundation.interfaces import SelfSupervisedModel, VisionLanguageModel
@@ -81,6 +79,13 @@ class PhotographSource(Protocol):
 
     def image_path(self, image_id: str) -> Path:
         """Path of the photograph."""
+
+    @property
+    def mask_classes(self) -> tuple[str, ...]:
+        """Those of them that masks can have."""
+
+    def image_size(self, image_id: str) -> Size:
+        """Height and width of what :meth:`read_image` gives."""
 
     def read_image(self, image_id: str) -> Tensor:
         """Photograph as uint8 RGB ``(3, H, W)``."""
@@ -486,10 +491,9 @@ class _Survey:
         photograph = self.source.image_path(image_id)
         try:
             content = photograph.read_bytes()
-            with Image.open(io.BytesIO(content)) as picture:
-                width, height = picture.size
-        except BROKEN as error:
+        except OSError as error:
             raise UserError(f"the photograph {photograph} is missing or no picture that can be read") from error
+        height, width = self.source.image_size(image_id)
         digest = hashlib.blake2b(content, digest_size=8).hexdigest()
         self.store.choose(image_id, digest)
         path = self.store.path(image_id, digest)
@@ -857,6 +861,9 @@ def evaluate_pseudo_masks(
         others}``.
     """
     names = [*classes]
+    unknown = next((name for name in names if name not in source.mask_classes), None)
+    if unknown is not None:
+        raise UserError(f"the masks have no class '{unknown}', so its pseudo masks cannot be compared with the truth")
     with_ceiling = (
         isinstance(masks, StoredPseudoMasks)
         and masks.config.binarize == "percentile"

@@ -60,9 +60,18 @@ class Bench:
         self.rows: list[Row] = resolve(self.suite, path)
         self.chosen = choose(self.rows, self.only)
         self._check_methods(path)
+        self._check_sources(path)
         self.workspace = Workspace(self.out, VOCSource(self.place.data), self.place.precision)
         self.jobs: list[Job] = self.workspace.jobs(self.chosen, self.seeds)
         self.workspace.check(self.rows, self.jobs)
+
+    def _check_sources(self, path: Path) -> None:
+        for row in self.chosen:
+            if row.config.data.source != "voc":
+                raise UserError(
+                    f"{path}: {row.label} has data.source '{row.config.data.source}', and suites run on 'voc' only; "
+                    "use fmwiss train"
+                )
 
     def _check_methods(self, path: Path) -> None:
         """What a run would ask of its method's options before all else, asked before the first run."""

@@ -1,1 +1,1 @@
-"""Commands in modules of their own; :mod:`fmwiss.cli` puts them together."""
+"""What commands do that is more than a call of the library; :mod:`fmwiss.cli` has their options."""

@@ -12,8 +12,9 @@ from torch.utils.data import Dataset
 from fmwiss.data.batches import Sample
 from fmwiss.data.memory import CopyPaste
 from fmwiss.data.randomness import keyed_generator
+from fmwiss.data.source import Source
 from fmwiss.data.transforms import JointTransform
-from fmwiss.data.voc import VOID, VOCSource
+from fmwiss.data.voc import VOID
 from fmwiss.errors import UserError
 
 
@@ -45,7 +46,7 @@ class TrueMasks:
         class_names: names of the masks' labels 1, 2, ...
     """
 
-    def __init__(self, source: VOCSource, class_names: Sequence[str]) -> None:
+    def __init__(self, source: Source, class_names: Sequence[str]) -> None:
         self.source = source
         self.labels = {name: label for label, name in enumerate(class_names, start=1)}
 
@@ -73,7 +74,7 @@ class MaskDataset(Dataset[Sample]):
     """
 
     def __init__(
-        self, source: VOCSource, ids: Sequence[str], label_table: Tensor, transform: JointTransform, seed: int
+        self, source: Source, ids: Sequence[str], label_table: Tensor, transform: JointTransform, seed: int
     ) -> None:
         self.source = source
         self.ids = list(ids)
@@ -116,7 +117,7 @@ class WeakDataset(Dataset[Sample]):
 
     def __init__(
         self,
-        source: VOCSource,
+        source: Source,
         ids: Sequence[str],
         tags: Mapping[str, Set[str]],
         new_classes: Sequence[str],

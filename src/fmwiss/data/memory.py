@@ -20,7 +20,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from fmwiss.data.randomness import keyed_generator
-from fmwiss.data.voc import VOCSource
+from fmwiss.data.source import Source
 from fmwiss.errors import UserError
 from fmwiss.files import write_atomically
 
@@ -123,7 +123,7 @@ class MemoryBank:
     @classmethod
     def build(
         cls,
-        source: VOCSource,
+        source: Source,
         ids: Sequence[str],
         label_table: Tensor,
         class_names: Sequence[str],

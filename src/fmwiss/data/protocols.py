@@ -118,5 +118,7 @@ class Protocol:
         for label, name in enumerate(self.seen(t), start=1):
             if name not in class_names:
                 raise UserError(f"the data set has no class '{name}', which step {t} of the protocol needs")
-            table[class_names.index(name) + 1] = label
+            place = class_names.index(name) + 1
+            if place < VOID:  # beyond are classes that only tags name
+                table[place] = label
         return table

@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from fmwiss.data.source import Source
 from fmwiss.data.voc import VOCSource, canonical_class_name
 from fmwiss.errors import UserError
 from fmwiss.files import write_atomically
@@ -29,15 +30,18 @@ class TagIndex(Mapping[str, frozenset[str]]):
         return len(self._tags)
 
     @classmethod
-    def load_or_build(cls, source: VOCSource, ids: Iterable[str], origin: str, cache: Path) -> TagIndex:
+    def load_or_build(cls, source: Source, ids: Iterable[str], origin: str, cache: Path) -> TagIndex:
         """Tags of the photographs ``ids``, from ``cache`` as far as they are in it, else from their origin.
 
         With ``masks`` and ``xml`` each photograph's file is opened once, ever: its tags are kept in ``cache``, a small
         JSON file, and when that has all of ``ids`` no mask is opened, not even looked for. A table is small itself, so
-        it is read anew and nothing is kept.
+        it is read anew and nothing is kept. What a :class:`~fmwiss.data.folder.FolderSource` tells of a photograph
+        beside its mask, from the table that it was opened with, comes on top; of it the photographs without a mask
+        are no error.
 
         Args:
-            source: where masks or XML files lie, and which class names there are.
+            source: where masks or XML files lie, and which class names there are. ``origin`` says where the tags
+                of a :class:`~fmwiss.data.voc.VOCSource` come from; every other source knows.
             ids: image ids.
             origin: ``masks`` (the classes in the mask), ``xml`` (the objects in ``Annotations``, difficult ones too)
                 or the path of a CSV table with the columns ``file`` and ``tags`` (class names split by ``;``).
@@ -47,24 +51,25 @@ class TagIndex(Mapping[str, frozenset[str]]):
             UserError: an annotation is missing or unreadable, names an unknown class, or the cache is not an index.
         """
         ids = list(ids)
-        if origin not in ("masks", "xml"):
+        if not isinstance(source, VOCSource):
+            origin = "masks"
+        elif origin not in ("masks", "xml"):
             table = _read_table(source, Path(origin))
             missing = next((image_id for image_id in ids if image_id not in table), None)
             if missing is not None:
                 raise UserError(f"the table {origin} has no row for the photograph {missing}; each needs one")
             return cls({image_id: table[image_id] for image_id in ids})
         known = _load(cache, origin)
-        new = [image_id for image_id in ids if image_id not in known]
+        annotated = [image_id for image_id in ids if source.has_mask(image_id)]
+        new = [image_id for image_id in annotated if image_id not in known]
         if new:
-            read = _tags_from_mask if origin == "masks" else _tags_from_xml
-            known.update({image_id: read(source, image_id) for image_id in new})
+            if isinstance(source, VOCSource) and origin == "xml":
+                known.update({image_id: _tags_from_xml(source, image_id) for image_id in new})
+            else:
+                known.update({image_id: source.classes_in_mask(image_id) for image_id in new})
             _save(cache, origin, known)
-        return cls({image_id: known[image_id] for image_id in ids})
-
-
-def _tags_from_mask(source: VOCSource, image_id: str) -> list[str]:
-    areas = source.read_mask(image_id).flatten().bincount(minlength=256).tolist()
-    return [name for label, name in enumerate(source.class_names, start=1) if areas[label]]
+        in_masks = {image_id: known[image_id] for image_id in annotated}
+        return cls({image_id: {*in_masks.get(image_id, ()), *source.own_tags(image_id)} for image_id in ids})
 
 
 def _tags_from_xml(source: VOCSource, image_id: str) -> list[str]:

@@ -111,6 +111,11 @@ class VOCSource:
             raise UserError(f"{path} {fault}; it must name 1 to {VOID - 1} classes, one a line, without background")
         return tuple(names)
 
+    @property
+    def mask_classes(self) -> tuple[str, ...]:
+        """The same: all classes are in the masks."""
+        return self.class_names
+
     def ids(self, split: str) -> list[str]:
         """Image ids of a split, in the file's order.
 
@@ -178,7 +183,7 @@ class VOCSource:
             raise UserError(f"the mask {path} cannot be read, it is truncated or no picture") from error
         if mode not in ("P", "L"):
             raise UserError(f"the mask {path} is of mode {mode}; it must be an 8-bit palette or grey picture of labels")
-        height, width = self._image_size(image_id)
+        height, width = self.image_size(image_id)
         if labels.shape != (height, width):
             size = f"{labels.shape[1]}x{labels.shape[0]}"
             raise UserError(f"the mask {path} is {size} pixels, its photograph {width}x{height}; they must be equal")
@@ -188,8 +193,25 @@ class VOCSource:
             raise UserError(f"the mask {path} holds the label {highest}; labels are 0 to {last} and {VOID}")
         return torch.from_numpy(labels)
 
-    def _image_size(self, image_id: str) -> tuple[int, int]:
-        """Height and width from the photograph's header, without decoding it."""
+    def has_mask(self, image_id: str) -> bool:
+        """True: in VOC's splits every photograph has a mask; where it is missing :meth:`read_mask` says so."""
+        return True
+
+    def classes_in_mask(self, image_id: str) -> list[str]:
+        """Class names in a photograph's mask, in the order of the labels; errors as of :meth:`read_mask`."""
+        areas = self.read_mask(image_id).flatten().bincount(minlength=256).tolist()
+        return [name for label, name in enumerate(self.class_names, start=1) if areas[label]]
+
+    def own_tags(self, image_id: str) -> frozenset[str]:
+        """Nothing: VOC's tags are in its masks and annotations."""
+        return frozenset()
+
+    def image_size(self, image_id: str) -> tuple[int, int]:
+        """Height and width from the photograph's header, without decoding it.
+
+        Raises:
+            UserError: the file is missing or no picture.
+        """
         path = self.image_path(image_id)
         try:
             with Image.open(path) as picture:

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from fmwiss.data.protocols import Protocol
-from fmwiss.data.voc import VOID, VOCSource
+from fmwiss.data.source import Source, open_source
+from fmwiss.data.voc import VOID
 from fmwiss.errors import UserError
 from fmwiss.evaluation.metrics import Evaluation
 from fmwiss.models import Segmenter
@@ -32,7 +33,7 @@ labels: ``(H, W)`` each, of what was compared, the mask uint8 on the CPU, the pr
 
 def evaluate(
     model: Segmenter,
-    source: VOCSource,
+    source: Source,
     ids: Sequence[str],
     protocol: Protocol,
     *,
@@ -152,11 +153,11 @@ def evaluate_run(
     image: ImageMode | None = None,
     device: torch.device | str = "cpu",
 ) -> Evaluation:
-    """Evaluate a step of a run (the last one by default) on a split of any folder in VOC layout.
+    """Evaluate a step of a run (the last one by default) on a split of any folder that is laid out as the run's was.
 
     Args:
         run: folder that ``fmwiss train`` wrote.
-        data: folder in VOC layout.
+        data: the folder; where its tags were in a file that is not there any more, in its own.
         split: name of the list of ids; None: the configuration's validation split.
         step: which step's model; None: the last finished one.
         image: None: as the configuration says.
@@ -170,11 +171,15 @@ def evaluate_run(
 
     model = load_segmenter(run, step).to(device)
     config = load_config(run / "config.yaml", [])
-    source = VOCSource(data)
+    options = config.data
+    if options.source != "voc" and not Path(options.tags).is_file():
+        options = options.model_copy(update={"tags": "masks"})
+    source = open_source(options, data)
     known = set(source.class_names)
     missing = [name for name in model.class_names[1:] if name not in known]
     if missing:
-        raise UserError(f"{data}: its masks have no class {missing[0]!r}, which {run} has learnt.")
+        more = "" if options.source == "voc" else f"; add it to {data / 'classes.txt'}"
+        raise UserError(f"{data}: its masks have no class {missing[0]!r}, which {run} has learnt{more}.")
     return evaluate(
         model,
         source,

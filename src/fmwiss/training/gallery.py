@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from fmwiss.data.batches import Sample
 from fmwiss.data.datasets import PseudoMaskSource
 from fmwiss.data.randomness import keyed_generator
-from fmwiss.data.voc import VOCSource
+from fmwiss.data.source import Source
 from fmwiss.evaluation import Evaluation
 from fmwiss.evaluation.evaluate import Observer
 from fmwiss.evaluation.photographs import PhotographCounts, PhotographFigures
@@ -369,7 +369,7 @@ class TrainingPictures:
         label_table: in step 0, from the data set's labels to the model's.
     """
 
-    source: VOCSource
+    source: Source
     dataset: Dataset[Sample]
     ids: Sequence[str]
     tags: Mapping[str, AbstractSet[str]]

@@ -24,9 +24,9 @@ from fmwiss.data.datasets import MaskDataset, PseudoMaskSource, TrueMasks, WeakD
 from fmwiss.data.memory import CopyPaste, MemoryBank
 from fmwiss.data.protocols import Protocol
 from fmwiss.data.randomness import keyed_generator
+from fmwiss.data.source import Source, open_source
 from fmwiss.data.tags import TagIndex
 from fmwiss.data.transforms import JointTransform
-from fmwiss.data.voc import VOCSource
 from fmwiss.errors import UserError
 from fmwiss.evaluation import Evaluation, evaluate
 from fmwiss.evaluation.evaluate import Observer, center_crop
@@ -73,7 +73,7 @@ def train(
 
     Args:
         config: the experiment.
-        data: folder in VOC layout.
+        data: folder, laid out as ``config.data.source`` says.
         weights: folder with weights by timm name, looked into before the hub.
         out: the run's folder.
         step: do only this step; the one before it must be finished.
@@ -143,8 +143,9 @@ class _Run:
     fabric: Fabric
 
     def __post_init__(self) -> None:
-        self.source = VOCSource(self.data)
+        self.source: Source = open_source(self.config.data, self.data)
         self.protocol = Protocol.from_config(self.config.protocol, self.source.class_names)
+        self._check_masks(self.protocol.new(0), "step 0 learns from masks")
         options = self.config.data
         check_methods(self.config)
         self.transform = JointTransform(options.crop_size, options.resize, options.scale, options.flip)
@@ -159,6 +160,12 @@ class _Run:
         """
         for split in (self.config.data.train_split, self.config.data.val_split):
             self.source.ids(split)
+        for image_id in self.source.ids(self.config.data.val_split):
+            if not self.source.has_mask(image_id):
+                raise UserError(
+                    f"{self.data}: the photograph '{image_id}' of {self.config.data.val_split} has no mask to compare "
+                    "predictions with; add one, or leave it out of the list"
+                )
         path = self.folder / "config.yaml"
         begun = [folder.name for folder in self.folder.glob("step*") if _is_begun(folder)]
         if begun and path.is_file():
@@ -176,6 +183,11 @@ class _Run:
         if self.fabric.is_global_zero:
             write_atomically(path, lambda file: file.write_text(dump_config(self.config)))
         self.fabric.barrier()
+        if self.config.data.source != "voc":  # a user's own tags: a step without photographs is told before step 0
+            ids = self.source.ids(self.config.data.train_split)
+            tags = self._tags(ids)
+            for t in range(len(self.protocol.steps)):
+                self._photographs(t, tags, ids)
 
     def take_base(self, base: Path) -> None:
         """Copy the finished step 0 of another run, unless this run has its own.
@@ -206,7 +218,7 @@ class _Run:
         takes_memory = self._wants_memory() and bank.is_file() and self._memory_difference(bank) is None
         if self._wants_memory() and not takes_memory:
             ids = self.source.ids(self.config.data.train_split)
-            chosen = self.protocol.select(0, self._tags(ids), ids)
+            chosen = self._photographs(0, self._tags(ids), ids)
         if self.fabric.is_global_zero:
             temporary = self.folder / ".step0.tmp"
             left_out = ["state"] if takes_memory else ["state", BANK]
@@ -231,14 +243,9 @@ class _Run:
         options = training.step0 if t == 0 else training.steps
         ids = self.source.ids(self.config.data.train_split)
         tags = self._tags(ids)
-        chosen = self.protocol.select(t, tags, ids)
+        chosen = self._photographs(t, tags, ids)
         if t > 0:
             chosen = self._fraction(chosen)
-        if not chosen:
-            raise UserError(
-                f"{self.data}: no photograph of {self.config.data.train_split} is tagged with a class of step {t} "
-                f"({', '.join(self.protocol.new(t))})."
-            )
         seed_everything = keyed_generator(training.seed, "step", t)
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=seed_everything)))
         method = self._base_method(options) if t == 0 else self._method(t, options)
@@ -385,6 +392,26 @@ class _Run:
         self.fabric.barrier()
         return TagIndex.load_or_build(self.source, ids, self.config.data.tags, cache)
 
+    def _photographs(self, t: int, tags: TagIndex, ids: list[str]) -> list[str]:
+        """Those that a step may use; in step 0 they have masks."""
+        chosen = self.protocol.select(t, tags, ids)
+        if t == 0:
+            chosen = [image_id for image_id in chosen if self.source.has_mask(image_id)]
+        if not chosen:
+            with_mask = " with a mask" if t == 0 and any(map(self.source.has_mask, ids)) else ""
+            raise UserError(
+                f"{self.data}: no photograph{with_mask} of {self.config.data.train_split} is tagged with a class of "
+                f"step {t} ({', '.join(self.protocol.new(t))})."
+            )
+        return chosen
+
+    def _check_masks(self, names: Sequence[str], why: str) -> None:
+        known = self.source.mask_classes
+        missing = next((name for name in names if name not in known), None)
+        if missing is not None:
+            there = f"they have {', '.join(known)}" if known else "there are none"
+            raise UserError(f"{self.data}: {why}, and its masks have no class '{missing}'; {there}")
+
     def _fraction(self, ids: list[str]) -> list[str]:
         """A random share of the photographs, in their order (Table 10)."""
         if self.config.data.fraction == 1:
@@ -494,7 +521,9 @@ class _Run:
     def _pseudo_masks(self, ids: list[str], tags: Mapping[str, frozenset[str]]) -> PseudoMaskSource:
         options, seed = self.config.cosegmentation, self.config.training.seed
         if options.source == "true-masks":
-            return TrueMasks(self.source, self.source.class_names)
+            names = {name for image_id in ids for name in tags[image_id]}
+            self._check_masks(sorted(names), "cosegmentation.source is 'true-masks'")
+            return TrueMasks(self.source, self.source.mask_classes)
         return open_pseudo_masks(
             options, self.source, ids, tags, self.weights, self.cache, self.fabric.device, seed, track
         )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fmwiss import __version__
+from fmwiss.commands import data_sets
 from fmwiss.commands.weights import app as weights_app
 from fmwiss.errors import UserError, sentence_of
 
@@ -38,6 +39,7 @@ INTERRUPTED = 130
 
 data_app = typer.Typer(help="Make and check data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+data_sets.register(data_app)
 app.add_typer(weights_app, name="weights")
 
 

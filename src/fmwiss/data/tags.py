@@ -52,7 +52,7 @@ class TagIndex(Mapping[str, frozenset[str]]):
         """
         ids = list(ids)
         if not isinstance(source, VOCSource):
-            origin = "masks"
+            origin = getattr(source, "tags_origin", "masks")
         elif origin not in ("masks", "xml"):
             table = _read_table(source, Path(origin))
             missing = next((image_id for image_id in ids if image_id not in table), None)

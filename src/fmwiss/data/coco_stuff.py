@@ -243,7 +243,9 @@ class CocoSource:
     def _file(self, name: str) -> CocoFile:
         """The outlines of a list, read once; its categories must be COCO's."""
         if name not in self._files:
-            file = CocoFile.read(self._annotations(name))
+            file = CocoFile.parse(self._annotations(name))
+            if file.problems:
+                raise UserError(file.problems[0])
             for category, wanted in COCO_CATEGORIES.items():
                 if joined(file.categories.get(category, "")) != joined(wanted):
                     raise UserError(

@@ -130,6 +130,8 @@ def train(
 
     for number, evaluation in evaluations.items():
         _print(_title(out, number, evaluation.images), evaluation_table(evaluation.as_dict()))
+        for split, further in _further(out, number).items():
+            _print(f"{_title(out, number, further['images'])}, {split}", evaluation_table(further))
     _say(f"The report is {out / 'report.html'}.")
 
 
@@ -549,6 +551,14 @@ def _title(run: Path, step: int, images: int) -> str:
     """Heading of an evaluation's table; a diagnostic says so."""
     mark = ", diagnostic: trained with the true masks" if _is_diagnostic(run, step) else ""
     return f"{run}, step {step}, {images} photographs{mark}"
+
+
+def _further(run: Path, step: int) -> dict[str, Any]:
+    """Figures of a finished step on the lists of ``data.also``."""
+    from fmwiss.reporting.runs import read_step
+
+    figures = read_step(run, step).figures
+    return {split: one.model_dump() for split, one in figures.also.items()} if figures is not None else {}
 
 
 def _is_diagnostic(run: Path, step: int) -> bool:

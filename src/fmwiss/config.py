@@ -43,9 +43,7 @@ class ProtocolConfig(_Section):
         steps = value if isinstance(value, list | tuple) else [None]
         nested = all(isinstance(step, list | tuple) and all(isinstance(name, str) for name in step) for step in steps)
         if not isinstance(value, str) and not nested:
-            raise ValueError(
-                "must be 15-5, 10-10, coco-to-voc or a list of names for each step, as in [[cat, dog], [sheep]]"
-            )
+            raise ValueError("must be 15-5, 10-10 or a list of names for each step, as in [[cat, dog], [sheep]]")
         return value
 
 

@@ -83,6 +83,9 @@ def truncated(path: Path) -> None:
 CHECKED: dict[str, tuple[Callable[[Folder], object], str]] = {
     "no photographs": (
         lambda f: f.remove("images"), "{root} holds no photograph; put JPEG, PNG or WebP files into it"),
+    "photographs of another kind": (
+        lambda f: (f.remove("images"), f.write("images/1.HEIC", "")),
+        "{root}/images holds no photograph but pictures like 1.HEIC; put JPEG, PNG or WebP files into it"),
     "a photograph that is cut off": (
         lambda f: truncated(f.root / "images/2.jpg"), "{root}/images/2.jpg cannot be read, it is truncated or no pic"),
     "a photograph that is a text": (
@@ -306,6 +309,35 @@ def test_what_training_would_stop_on_is_told_before_it_begins(
     assert not list((tmp_path / "run").glob("step*"))
 
 
+OTHERS: dict[str, tuple[list[str], str]] = {
+    "pseudo masks of a class without truth": (
+        ["pseudo-masks", "x.yaml", "--evaluate"], "the masks have no class 'owl', so its pseudo masks cannot be"),
+    "pseudo masks of a photograph without truth": (
+        ["pseudo-masks", "x.yaml", "--evaluate", "--classes", "cat"],
+        "the photograph '5' has no mask, so its pseudo masks cannot .*; give a list of photographs with masks"),
+    "true masks that are not there": (
+        ["train", "x.yaml", "--set", "cosegmentation.source=true-masks", "--set", "method={name: fmwiss}"],
+        "cosegmentation.source is 'true-masks', and its masks have no class 'owl'; they have cat, dog"),
+    "a suite": (["bench", "suite.yaml"], "one has data.source 'folder', and suites run on 'voc' only; use"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_cannot_be_done_with_a_folder(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Folder(tmp_path / "data")
+    experiment(tmp_path / "x.yaml")
+    suite = {"groups": [{"name": "all", "entries": [{"name": "one", "config": "x.yaml"}]}]}
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
+    words, message = OTHERS[name]
+    assert cli.run([*words, "--data", "data", "--out", "out"]) == 2
+    err = capfd.readouterr().err
+    assert re.search(message, sentence(err)), err
+    assert not list(tmp_path.glob("out/step*"))
+
+
 def test_the_program_itself_tells_a_fault_and_exits_with_2(tmp_path: Path) -> None:
     folder = Folder(tmp_path / "data")
     folder.write("tags.csv", "file,tags\n4.jpg,owl,cat\n")
@@ -313,5 +345,5 @@ def test_the_program_itself_tells_a_fault_and_exits_with_2(tmp_path: Path) -> No
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and "line 2, has 3 cells" in sentence(done.stderr)
     found = json.loads(done.stdout)
-    assert [error["kind"] for error in found["errors"]] == ["layout", "layout"]
+    assert [error["kind"] for error in found["errors"]] == ["folder", "folder"]
     assert (tmp_path / found["picture"]).is_file()

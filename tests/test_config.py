@@ -114,7 +114,7 @@ def test_the_full_size_experiment_has_the_papers_settings() -> None:
         ("data.scale=[1, 2, 3]", "data.scale is [1, 2, 3] but must be a list of 2"),
         ("segmenter.pretrained=perhaps", "segmenter.pretrained is perhaps but must be true or false"),
         ("protocol.setting=overlp", "protocol.setting is overlp but must be 'disjoint' or 'overlap'"),
-        ("protocol.steps=7", "protocol.steps is 7 but must be a string or a list"),
+        ("protocol.steps=7", "protocol.steps is 7 but must be 15-5, 10-10 or a list of names for each step"),
         ("training=3", "training is 3 but must be a mapping"),
         ("training.seed.deeper=3", "training.seed is {'deeper': 3} but must be an integer"),
         ("data.crop_size={", "the value is not valid YAML in line 1"),

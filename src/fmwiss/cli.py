@@ -302,7 +302,7 @@ def pseudo_masks(
     with _results_only():
         from fmwiss.data.source import open_source
         from fmwiss.data.tags import TagIndex
-        from fmwiss.pseudo_masks import evaluate_pseudo_masks, open_pseudo_masks
+        from fmwiss.pseudo_masks import check_truth, evaluate_pseudo_masks, open_pseudo_masks
         from fmwiss.reporting.pictures import save_masks, save_png, side_by_side
         from fmwiss.reporting.progress import track
 
@@ -313,6 +313,8 @@ def pseudo_masks(
         tags = {image_id: index[image_id] & set(names) for image_id in ids if index[image_id] & set(names)}
         if not tags:
             raise UserError(f"{data}: no photograph of {split} is tagged with {', '.join(names)}")
+        if compare:
+            check_truth(source, tags, names)
         seed, options = experiment.training.seed, experiment.cosegmentation
         masks = open_pseudo_masks(options, source, list(tags), tags, weights, cache, _device(device), seed, track)
         for number, image_id in enumerate(track(tags, "writing masks")):

@@ -87,6 +87,9 @@ class PhotographSource(Protocol):
     def image_size(self, image_id: str) -> Size:
         """Height and width of what :meth:`read_image` gives."""
 
+    def has_mask(self, image_id: str) -> bool:
+        """Whether :meth:`read_mask` is to be had."""
+
     def read_image(self, image_id: str) -> Tensor:
         """Photograph as uint8 RGB ``(3, H, W)``."""
 
@@ -836,6 +839,23 @@ def _default_cache() -> Path:
 # ------------------------------------------------------------------------------------------------------- evaluation
 
 
+def check_truth(source: PhotographSource, ids: Iterable[str], classes: Iterable[str]) -> None:
+    """Whether pseudo masks of these classes and photographs can be compared with the truth.
+
+    Raises:
+        UserError: masks cannot hold one of the classes, or a photograph has none.
+    """
+    unknown = next((name for name in classes if name not in source.mask_classes), None)
+    if unknown is not None:
+        raise UserError(f"the masks have no class '{unknown}', so its pseudo masks cannot be compared with the truth")
+    bare = next((image_id for image_id in ids if not source.has_mask(image_id)), None)
+    if bare is not None:
+        raise UserError(
+            f"the photograph '{bare}' has no mask, so its pseudo masks cannot be compared with the truth; give a list "
+            "of photographs with masks, as --split val"
+        )
+
+
 def evaluate_pseudo_masks(
     masks: StoredMasks,
     source: PhotographSource,
@@ -861,9 +881,7 @@ def evaluate_pseudo_masks(
         others}``.
     """
     names = [*classes]
-    unknown = next((name for name in names if name not in source.mask_classes), None)
-    if unknown is not None:
-        raise UserError(f"the masks have no class '{unknown}', so its pseudo masks cannot be compared with the truth")
+    check_truth(source, ids, names)
     with_ceiling = (
         isinstance(masks, StoredPseudoMasks)
         and masks.config.binarize == "percentile"

@@ -12,8 +12,12 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from fmwiss.data.coco import CocoFile, _unpacked_sum, rasterise
+from fmwiss.data.datasets import MaskDataset, WeakDataset
 from fmwiss.data.folder import FolderSource
+from fmwiss.data.memory import MemoryBank
+from fmwiss.data.protocols import Protocol
 from fmwiss.data.tags import TagIndex
+from fmwiss.data.transforms import JointTransform
 from fmwiss.errors import UserError
 
 
@@ -133,6 +137,25 @@ def test_a_folder_in_cocos_own_layout(tmp_path: Path) -> None:
         "new/5": {"owl"}, "train2017/1": {"cat", "dog"}, "train2017/2": frozenset(), "val2017/1": {"cat"}
     }
     assert [line for line in source.masks.absent if "3.jpg" in line]  # type: ignore[union-attr]
+
+
+def test_samples_of_both_kinds_of_step(tmp_path: Path) -> None:
+    for name in ("1.jpg", "new/5.png"):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (12, 10), (9, 200, 90)).save(tmp_path / "images" / name)
+    write(tmp_path / "instances.json", ["1.jpg"], [(0, 9, [box(0, 0, 12, 5)]), (0, 4, [box(0, 5, 12, 10)])])
+    (tmp_path / "tags.csv").write_text("file,tags\n5.png,owl\n")
+    source = FolderSource(tmp_path, masks="coco")
+    protocol, transform = Protocol((("dog",), ("owl",))), JointTransform(10, None, (1.0, 1.0), 0.0)
+    assert source.ids("all") == ["1", "new/5"]
+    table = protocol.label_table(0, source.class_names)
+    sample = MaskDataset(source, ["1"], table, transform, seed=0)[0, 0]
+    assert sample.mask is not None and (sample.mask[:5] == 1).all() and not sample.mask[5:].any()
+    tags = {"new/5": source.own_tags("new/5")}
+    weak = WeakDataset(source, ["new/5"], tags, protocol.new(1), transform, 0, None, None)[0, 0]
+    assert weak.tags is not None and weak.tags.tolist() == [True] and weak.image.shape == (3, 10, 10)
+    bank = MemoryBank.build(source, ["1"], table, ["dog"], 3, 0.0, seed=0)
+    assert bank.count("dog") == 1 and bank["dog"][0].region().shape == (5, 12)
 
 
 def test_a_size_that_is_not_the_photographs(tmp_path: Path) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
-from fmwiss.config import DataConfig
+from fmwiss.config import Config, DataConfig
 from fmwiss.data.folder import FolderSource
 from fmwiss.data.protocols import Protocol
 from fmwiss.data.source import open_source
@@ -104,6 +107,25 @@ def test_tags_from_sub_folders(tmp_path: Path) -> None:
     assert tags_of(FolderSource(tmp_path / "images")) == tags_of(source)
     (tmp_path / "tags.csv").write_text("file,tags\n1.jpg,dog\n")
     assert tags_of(FolderSource(tmp_path)) == {"cat/1": {"dog"}, "pallet jack/new/2": set(), "3": set()}
+
+
+def test_accents_may_be_written_in_two_ways(tmp_path: Path) -> None:
+    one, two = "K\u00e4fer", "Ka\u0308fer"  # one character, or a letter and an accent, as in names from some systems
+    photograph(tmp_path / "images" / f"{two}.jpg")
+    mask(tmp_path / "masks" / f"{one}.png", [[1] * 12] * 8)
+    (tmp_path / "classes.txt").write_text(f"{two}\n", encoding="utf-8")
+    (tmp_path / "tags.csv").write_text(f"file,tags\n{one}.jpg,{one};owl\n", encoding="utf-8")
+    source = FolderSource(tmp_path)
+    assert source.ids("all") == [one] and source.has_mask(one) and source.read_mask(one).all()
+    assert source.class_names == (two, "owl") and source.own_tags(one) == {two, "owl"} and not source.absent
+
+
+def test_the_sub_folder_of_a_photograph_with_a_mask_is_no_tag(folder: Path) -> None:
+    mask(folder / "masks/deep/er/c.png", [[1] * 12] * 8)
+    photograph(folder / "images/forklift/e.jpg")
+    (folder / "classes.txt").write_text("cat\n")
+    source = FolderSource(folder)
+    assert source.class_names == ("cat", "forklift") and source.own_tags("deep/er/c") == frozenset()
 
 
 def test_photographs_and_tags_may_lie_apart(folder: Path, tmp_path: Path) -> None:
@@ -200,6 +222,14 @@ def test_without_masks_everything_is_for_training(folder: Path) -> None:
     assert source.ids("train") == source.ids("all")
     with pytest.raises(UserError, match="has 0 photographs with masks, too few to compare"):
         source.ids("val")
+
+
+def test_the_experiment_of_the_documentation_is_one() -> None:
+    page = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
+    found = re.search(r"^    data:\n      source: folder\n(    .*\n)+", page, re.MULTILINE)
+    assert found is not None
+    config = Config.model_validate(yaml.safe_load(textwrap.dedent(found[0])))
+    assert config.data.source == "folder" and config.protocol.steps[1] == ["forklift", "pallet jack"]
 
 
 def test_the_experiment_file_chooses_the_source(folder: Path, tiny_voc: Path) -> None:

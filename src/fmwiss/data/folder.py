@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from fmwiss.errors import UserError
 from fmwiss.names import joined
 
 PHOTOGRAPHS = (".jpg", ".jpeg", ".png", ".webp")
+OTHER_PICTURES = (".avif", ".bmp", ".cr2", ".dng", ".gif", ".heic", ".heif", ".jp2", ".nef", ".tif", ".tiff")
 TAG_FILES = ("tags.csv", "tags.jsonl", "tags.json", "instances.json")
 BACKGROUND = "background"
 VALIDATION_SHARE = 0.2
@@ -41,15 +43,18 @@ class Photographs:
     Attributes:
         folder: where they are.
         paths: by id, ascending.
+        others: pictures of kinds that are not read.
         problems: a sentence about everything that is wrong.
     """
 
     folder: Path
     paths: dict[str, Path] = field(default_factory=dict)
+    others: list[Path] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._prefixes = ("", f"{self.folder.name}/", f"{self.folder.resolve().as_posix()}/")
+        folders = (self.folder.name, self.folder.resolve().as_posix())
+        self._prefixes = ("", *(f"{_composed(folder)}/" for folder in folders))
         self._by_name: dict[str, list[str]] = {}
 
     @classmethod
@@ -62,9 +67,11 @@ class Photographs:
         """
         found = cls(folder)
         for path in sorted(_files(folder, frozenset(without))):
+            if path.suffix.lower() in OTHER_PICTURES:
+                found.others.append(path)
             if path.suffix.lower() not in PHOTOGRAPHS:
                 continue
-            image_id = path.relative_to(folder).with_suffix("").as_posix()
+            image_id = _id_of(path, folder)
             if image_id in found.paths:
                 found.problems.append(
                     f"{found.paths[image_id]} and {path.name} differ in their suffixes only; a photograph is known by "
@@ -73,7 +80,8 @@ class Photographs:
             else:
                 found.paths[image_id] = path
         if not found.paths:
-            found.problems.append(f"{folder} holds no photograph; put JPEG, PNG or WebP files into it")
+            there = f" but pictures like {found.others[0].name}" if found.others else ""
+            found.problems.append(f"{folder} holds no photograph{there}; put JPEG, PNG or WebP files into it")
         for image_id in found.paths:
             found._by_name.setdefault(image_id.rpartition("/")[2], []).append(image_id)
         return found
@@ -87,7 +95,7 @@ class Photographs:
         Raises:
             UserError: several have it.
         """
-        name = written.strip().replace("\\", "/").removeprefix("./")
+        name = _composed(written.strip().replace("\\", "/").removeprefix("./"))
         for prefix in self._prefixes:
             candidate = name.removeprefix(prefix)
             stem = _without_suffix(candidate)
@@ -102,6 +110,15 @@ class Photographs:
         if len(there) > 1:
             raise UserError(f"'{written}' may be {there[0]} or {there[1]} in {self.folder}; write the sub-folder too")
         return there[0] if there else None
+
+
+def _id_of(path: Path, folder: Path) -> str:
+    return _composed(path.relative_to(folder).with_suffix("").as_posix())
+
+
+def _composed(name: str) -> str:
+    """Accents as one character with their letters; some systems write file names with two."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _files(folder: Path, without: frozenset[str]) -> Iterator[Path]:
@@ -153,7 +170,7 @@ class IndexedMasks:
         self.class_names = _read_classes(classes, folder)
         files = _files(folder, frozenset())
         self._paths = {
-            path.relative_to(folder).with_suffix("").as_posix(): path
+            _id_of(path, folder): path
             for path in sorted(files)
             if path.suffix.lower() == ".png"
         }
@@ -394,7 +411,7 @@ class FolderSource:
             for image_id, names in named.items()
         }
 
-    def _attempt(self, read: Callable[[], T | None]) -> T | None:
+    def _attempt(self, read: Callable[[], T]) -> T | None:
         try:
             return read()
         except UserError as error:

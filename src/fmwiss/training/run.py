@@ -185,9 +185,13 @@ class _Run:
             write_atomically(path, lambda file: file.write_text(dump_config(self.config)))
         self.fabric.barrier()
         if self.config.data.source != "voc":  # a user's own tags: a step without photographs is told before step 0
+            finished = finished_steps(self.folder)
             for t in range(len(self.protocol.steps)):
-                ids = self._candidates(t)
-                self._photographs(t, self._tags(ids), ids)
+                if t not in finished:
+                    ids = self._candidates(t)
+                    chosen = self._photographs(t, self._tags(ids), ids)
+                    if t > 0 and self._learns_truth():
+                        self._check_truth(t, chosen)
 
     def take_base(self, base: Path) -> None:
         """Copy the finished step 0 of another run, unless this run has its own.
@@ -423,6 +427,20 @@ class _Run:
             )
         return chosen
 
+    def _learns_truth(self) -> bool:
+        """Whether steps after 0 learn from the truth in place of pseudo masks."""
+        learns = method_class(self.config.method).learns_from_pseudo_masks
+        return learns and self.config.cosegmentation.source == "true-masks"
+
+    def _check_truth(self, t: int, ids: Sequence[str]) -> None:
+        self._check_masks(self.protocol.new(t), "cosegmentation.source is 'true-masks'")
+        bare = next((image_id for image_id in ids if not self.source.has_mask(image_id)), None)
+        if bare is not None:
+            raise UserError(
+                f"{self.data}: cosegmentation.source is 'true-masks', and the photograph '{bare}' of step {t} has no "
+                "mask; set it to foundation, or add the mask"
+            )
+
     def _check_masks(self, names: Sequence[str], why: str) -> None:
         known = self.source.mask_classes
         missing = next((name for name in names if name not in known), None)
@@ -539,8 +557,6 @@ class _Run:
     def _pseudo_masks(self, ids: list[str], tags: Mapping[str, frozenset[str]]) -> PseudoMaskSource:
         options, seed = self.config.cosegmentation, self.config.training.seed
         if options.source == "true-masks":
-            names = {name for image_id in ids for name in tags[image_id]}
-            self._check_masks(sorted(names), "cosegmentation.source is 'true-masks'")
             return TrueMasks(self.source, self.source.mask_classes)
         return open_pseudo_masks(
             options, self.source, ids, tags, self.weights, self.cache, self.fabric.device, seed, track

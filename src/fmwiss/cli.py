@@ -309,7 +309,7 @@ def pseudo_masks(
         source = open_source(experiment.data, data)
         names = _classes_of(experiment.protocol, source.class_names, step, classes)
         ids = source.ids(split)
-        index = TagIndex.load_or_build(source, ids, experiment.data.tags, out / "tags.json")
+        index = TagIndex.load_or_build(source, ids, experiment.data.tags, out / "tags.json", track)
         tags = {image_id: index[image_id] & set(names) for image_id in ids if index[image_id] & set(names)}
         if not tags:
             raise UserError(f"{data}: no photograph of {split} is tagged with {', '.join(names)}")

@@ -187,7 +187,7 @@ def _do_pseudo_masks(job: Mapping[str, Any]) -> None:
     steps = protocol.steps if job["all_classes"] else protocol.steps[1:]
     names = tuple(name for step in steps for name in step)
     ids = source.ids(split)
-    index = TagIndex.load_or_build(source, ids, config.data.tags, folder / "tags.json")
+    index = TagIndex.load_or_build(source, ids, config.data.tags, folder / "tags.json", track)
     tags = {image_id: index[image_id] & set(names) for image_id in ids if index[image_id] & set(names)}
     if not tags:
         raise UserError(f"{source.root}: no photograph of {split} is tagged with {', '.join(names) or 'a new class'}")

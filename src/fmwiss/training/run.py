@@ -401,7 +401,7 @@ class _Run:
     def _tags(self, ids: list[str]) -> TagIndex:
         cache = self.folder / TAGS
         if self.fabric.is_global_zero:
-            TagIndex.load_or_build(self.source, ids, self.config.data.tags, cache)
+            TagIndex.load_or_build(self.source, ids, self.config.data.tags, cache, track)
         self.fabric.barrier()
         return TagIndex.load_or_build(self.source, ids, self.config.data.tags, cache)
 

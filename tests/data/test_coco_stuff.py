@@ -190,3 +190,15 @@ def test_bad_data_is_one_sentence(name: str, copied: Path) -> None:
 def test_the_split_needs_its_source() -> None:
     with pytest.raises(UserError, match="'coco-to-voc' needs"):
         Protocol.from_config(ProtocolConfig(steps="coco-to-voc"), tuple(COCO_CATEGORIES.values()))
+
+
+def test_step_1_has_all_of_vocs_published_photographs(shared_dir: Path) -> None:
+    folder = shared_dir / "protocols" / "voc"
+    if not folder.is_dir():
+        pytest.skip(f"the published lists are not at {folder}")
+    ids = (folder / "train_aug.txt").read_text().split()
+    labels = json.loads((folder / "image_labels.json").read_text())
+    tags = {image_id: frozenset(VOC_CLASSES[label - 1] for label in labels[image_id]) for image_id in ids}
+    protocol = Protocol.from_config(ProtocolConfig(steps="coco-to-voc", setting="disjoint"), COCO_TO_VOC_CLASSES)
+    assert protocol.select(1, tags, ids) == ids and len(ids) == 10_582
+    assert protocol.select(0, tags, ids) == []

@@ -322,7 +322,8 @@ class CocoToVOCSource:
         name, _, rest = split.partition("-")
         if name not in ("coco", "voc") or not rest:
             raise UserError(f"COCO-to-VOC has no list '{split}'; give train, coco-val, voc-val or another such name")
-        return [f"{name}/{image_id}" for image_id in (self.coco if name == "coco" else self.voc).ids(rest)]
+        source, _ = self._of(f"{name}/")
+        return [f"{name}/{image_id}" for image_id in source.ids(rest)]
 
     def of_step(self, t: int, ids: Sequence[str]) -> list[str]:
         """Those among ``ids`` that a step may choose from: step 0 COCO's, the others VOC's."""

@@ -33,7 +33,7 @@ _RESNET = (
     (r"^mod([2-5])\.block(\d+)\.proj_bn\.", "layer{1}.{2}.downsample.1."),
     *_SHARED,
 )
-FAMILIES = {"wide_resnet": _WIDE, "resnet": _RESNET}
+FAMILIES: dict[str, tuple[tuple[str, str], ...]] = {"wide_resnet": _WIDE, "resnet": _RESNET}
 """Rules from the authors' names to timm's. ``{n}`` stands for the n-th group as a number, less one: they count groups
 and blocks from 1, and group 2 is timm's first layer."""
 
@@ -80,7 +80,10 @@ def convert(state: Mapping[str, Tensor], origin: Path) -> dict[str, Tensor]:
 def _rename(key: str, rules: tuple[tuple[str, str], ...]) -> str | None:
     for pattern, wanted in rules:
         found = re.match(pattern, key)
-        if found:
-            prefix = re.sub(r"\{(\d)\}", lambda place, hit=found: str(int(hit[int(place[1])]) - 1), wanted)
-            return found.expand(prefix) + key[found.end() :]
+        if found is None:
+            continue
+        for place, number in enumerate(found.groups(), start=1):
+            if f"{{{place}}}" in wanted:
+                wanted = wanted.replace(f"{{{place}}}", str(int(number) - 1))
+        return found.expand(wanted) + key[found.end() :]
     return None

@@ -119,7 +119,7 @@ class WideResNet(nn.Module):
         width = channels[0][0] // 2
         self.conv1 = _conv(in_chans, width, 3, 1, 1)
         reduction, dilation = 1, 1
-        self.feature_info = []
+        self.feature_info: list[dict[str, Any]] = []
         for group, (count, sizes, wanted, dropout) in enumerate(
             zip(blocks, channels, _STRIDES, DROPOUT, strict=True), start=2
         ):

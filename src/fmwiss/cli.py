@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fmwiss import __version__
+from fmwiss.commands import data_sets
 from fmwiss.commands.extend import extend
+from fmwiss.commands.weights import app as weights_app
 from fmwiss.errors import UserError, sentence_of
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ INTERRUPTED = 130
 
 data_app = typer.Typer(help="Make and check data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+data_sets.register(data_app)
+app.add_typer(weights_app, name="weights")
 
 
 class LearntFrom(str, Enum):
@@ -167,6 +171,8 @@ def train(
 
     for number, evaluation in evaluations.items():
         _print(_title(out, number, evaluation.images), evaluation_table(evaluation.as_dict()))
+        for split, further in _further(out, number).items():
+            _print(f"{_title(out, number, further['images'])}, {split}", evaluation_table(further))
     _say(f"The report is {out / 'report.html'}.")
 
 
@@ -440,7 +446,7 @@ def pseudo_masks(
         source = open_source(experiment.data, data)
         names = _classes_of(experiment.protocol, source.class_names, step, classes)
         ids = source.ids(split)
-        index = TagIndex.load_or_build(source, ids, experiment.data.tags, out / "tags.json")
+        index = TagIndex.load_or_build(source, ids, experiment.data.tags, out / "tags.json", track)
         tags = {image_id: index[image_id] & set(names) for image_id in ids if index[image_id] & set(names)}
         if not tags:
             raise UserError(f"{data}: no photograph of {split} is tagged with {', '.join(names)}")
@@ -733,6 +739,14 @@ def _title(run: Path, step: int, images: int) -> str:
     """Heading of an evaluation's table; a diagnostic says so."""
     mark = ", diagnostic: trained with the true masks" if _is_diagnostic(run, step) else ""
     return f"{run}, step {step}, {images} photographs{mark}"
+
+
+def _further(run: Path, step: int) -> dict[str, Any]:
+    """Figures of a finished step on the lists of ``data.also``."""
+    from fmwiss.reporting.runs import read_step
+
+    figures = read_step(run, step).figures
+    return {split: one.model_dump() for split, one in figures.also.items()} if figures is not None else {}
 
 
 def _is_diagnostic(run: Path, step: int) -> bool:

@@ -32,8 +32,8 @@ class ProtocolConfig(_Section):
     """Which classes are learnt when, and which images a step may see."""
 
     steps: str | list[list[str]] = Field(
-        "15-5", description="a named split of VOC (15-5, 10-10) or the class names of every step, step 0 first, as in "
-        "[[cat, dog], [sheep]]"
+        "15-5", description="a named split (15-5 and 10-10 of VOC, coco-to-voc) or the class names of every step, "
+        "step 0 first, as in [[cat, dog], [sheep]]"
     )
     setting: Literal["disjoint", "overlap"] = Field("overlap", description="paper, section 4.1")
 
@@ -50,9 +50,10 @@ class ProtocolConfig(_Section):
 class DataConfig(_Section):
     """What goes in, and how a photograph becomes a training sample."""
 
-    source: Literal["voc", "folder", "coco"] = Field(
-        "voc", description="layout of the folder given by --data (see docs/data.md): VOC's, a folder of photographs "
-        "with tags and indexed masks, or one whose masks are outlines in COCO's instances files"
+    source: Literal["voc", "folder", "coco", "coco-stuff", "coco-to-voc", "coco-to-voc-instances"] = Field(
+        "voc", description="layout of the folder given by --data (see docs/data.md and docs/coco.md): VOC's, a folder "
+        "of photographs with tags and indexed masks, one whose masks are outlines in COCO's instances files, COCO 2017 "
+        "with COCO-Stuff's maps, or COCO and VOC side by side, COCO's masks from maps or outlines"
     )
     train_split: str = Field(
         "train_aug", description="file in ImageSets/Segmentation that lists the training ids; of folders a list in "
@@ -62,11 +63,16 @@ class DataConfig(_Section):
         "val", description="file in ImageSets/Segmentation that lists the validation ids; of folders a list in splits, "
         "or a fifth of the photographs with masks"
     )
+    also: tuple[str, ...] = Field(
+        (), description="further lists of photographs that the model is compared with after every step but step 0, as "
+        "[voc-val] of COCO-to-VOC"
+    )
     tags: str = Field(
         "masks",
         description="where image-level tags come from: 'masks' (the classes in SegmentationClassAug, read once into an "
         "index), 'xml' (the objects in VOC's Annotations) or the path of a CSV table 'file,tags' (tags split by ';'); "
-        "of folders the path is that of a CSV, JSON lines or COCO file in place of their own, and adds to the masks",
+        "of folders the path is that of a CSV, JSON lines or COCO file in place of their own, and adds to the masks; "
+        "of coco-stuff and coco-to-voc 'masks' or 'instances' (COCO's instances files)",
     )
     crop_size: PositiveInt = Field(512, description="side of a training crop in pixels")
     resize: PositiveInt | None = Field(
@@ -602,6 +608,7 @@ class Config(_Section):
 _FREE_ON_RESUME = (
     "data.workers",
     "data.val_split",
+    "data.also",
     "training.validate_every",
     "training.checkpoint_every",
     "evaluation",

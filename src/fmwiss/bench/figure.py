@@ -62,7 +62,7 @@ def _bars(axes: Any, table: Table) -> None:
             yerr=[s.deviation or 0.0 for _, s in there],
             capsize=2,
             error_kw={"linewidth": 1},
-            label=column,
+            label=table.heading(column),
             color=f"C{number}",
         )
         paper = [(place + shift, row.paper.get(column)) for place, row in enumerate(table.rows)]

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from fmwiss.bench.suite import PseudoMaskGroup, Row
 from fmwiss.config import Config, CopyPasteConfig, OptimizationConfig, leaves, show_value
 from fmwiss.data.protocols import Protocol
+from fmwiss.data.source import Source
 from fmwiss.data.voc import VOCSource
 from fmwiss.errors import UserError
 from fmwiss.files import write_atomically
@@ -90,7 +91,7 @@ class Workspace:
         precision: that the runs are computed with.
     """
 
-    def __init__(self, out: Path, source: VOCSource, precision: str = "32-true") -> None:
+    def __init__(self, out: Path, source: Source, precision: str = "32-true") -> None:
         self.out, self.source, self.precision = out, source, precision
         self._digests: dict[str, str] = {}
         self._files: dict[str, dict[str, str]] = {}
@@ -158,6 +159,8 @@ class Workspace:
             whole |= {"split": job.split, "of": "all" if job.all_classes else "new", "pictures": job.pictures}
             splits = [job.split]
         else:
+            if not config.data.also:  # as before there was such a key
+                del whole["data"]["also"]
             for section in ("data", "training"):
                 whole[section] = {key: value for key, value in whole[section].items() if key not in _FREE}
         identity = {
@@ -167,7 +170,7 @@ class Workspace:
             "data": {split: self._fingerprint(split) for split in splits},
             "precision": self.precision,
         }
-        if config.data.tags not in ("masks", "xml"):
+        if config.data.tags not in ("masks", "xml", "instances"):
             identity["tags"] = _hash_of_file(Path(config.data.tags))
         replay = whole.get("method", {}).pop("replay", None)
         if replay is not None:
@@ -261,7 +264,9 @@ class Workspace:
         """Of a list of photographs and, by their sizes, of the files that it stands for; nothing is opened."""
         if split not in self._files:
             source, ids = self.source, self.source.ids(split)
-            places = {"photographs": source.image_path, "masks": source.mask_path, "annotations": source.xml_path}
+            places = {"photographs": source.image_path, "masks": source.mask_path}
+            if isinstance(source, VOCSource):
+                places["annotations"] = source.xml_path
             sizes = {name: _hash([_size(place(image_id)) for image_id in ids]) for name, place in places.items()}
             self._files[split] = {"list": self._digest(split), **sizes}
         return self._files[split]

@@ -13,6 +13,7 @@ from fmwiss.bench.plan import FIGURES, Workspace
 from fmwiss.bench.suite import PseudoMaskGroup, Row, Suite, TrainingGroup
 from fmwiss.data.protocols import Protocol
 from fmwiss.errors import UserError
+from fmwiss.reporting.records import Figures
 
 MEANS = ("old", "new", "all")
 """Columns of a table of trained models."""
@@ -142,6 +143,12 @@ class Table:
     curve: bool
     rows: tuple[TableRow, ...]
     differences: tuple[Difference, ...]
+    headings: Mapping[str, str] = field(default_factory=dict)
+    """Of columns that are called otherwise than they are named."""
+
+    def heading(self, column: str) -> str:
+        """What a column is called."""
+        return self.headings.get(column, column)
 
 
 def read_tables(
@@ -162,11 +169,12 @@ def read_tables(
     for group in suite.groups:
         own = [row for row in rows if row.group is group]
         read = tuple(_read_row(row, workspace, tuple((seeds or {}).get(row.label, row.seeds))) for row in own)
-        columns = MEANS if isinstance(group, TrainingGroup) else _stages(read)
+        columns = (*MEANS, *group.further) if isinstance(group, TrainingGroup) else _stages(read)
+        headings = group.headings if isinstance(group, TrainingGroup) else {}
         by_name = {row.name: row for row in read}
         differences = tuple(difference(by_name[a], by_name[b], columns) for a, b in group.compare)
         curve = isinstance(group, TrainingGroup) and group.curve
-        tables.append(Table(group.name, group.note, group.kind, columns, curve, read, differences))
+        tables.append(Table(group.name, group.note, group.kind, columns, curve, read, differences, headings))
     return tables
 
 
@@ -211,7 +219,7 @@ def _read_row(row: Row, workspace: Workspace, seeds: tuple[int, ...]) -> TableRo
         row.overrides,
         seeds,
         tuple(results),
-        {column: getattr(paper, column) for column in MEANS} if paper else {},
+        paper.by_column() if paper else {},
         row.entry.note,
     )
 
@@ -231,7 +239,7 @@ def _read_run(folder: Path, seed: int, steps: int, with_curve: bool, out: Path) 
     return Result(
         seed,
         folder.relative_to(out).as_posix(),
-        last.figures.miou.model_dump(),
+        _columns(last.figures),
         {"all": last.figures.iou},
         sum(step.figures.minutes["all"] for step in learnt if step.figures is not None),
         last.environment.commit if last.environment else None,
@@ -239,6 +247,14 @@ def _read_run(folder: Path, seed: int, steps: int, with_curve: bool, out: Path) 
         base.miou.old if base is not None and base.split == last.figures.split else None,
         _curve(last.log, last.figures.miou.model_dump()) if with_curve else (),
     )
+
+
+def _columns(figures: Figures) -> dict[str, float | None]:
+    """Means on the validation split, and on further lists as ``LIST KIND``."""
+    further = {
+        f"{split} {kind}": value for split, one in figures.also.items() for kind, value in one.miou.model_dump().items()
+    }
+    return {**figures.miou.model_dump(), **further}
 
 
 def _curve(log: Sequence[Mapping[str, Any]], final: Values) -> tuple[tuple[float, Values], ...]:

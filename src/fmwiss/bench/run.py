@@ -26,7 +26,7 @@ from fmwiss.bench.suite import (
 )
 from fmwiss.bench.tables import FIGURE, write_tables
 from fmwiss.bench.worker import Place, Workers
-from fmwiss.data.voc import VOCSource
+from fmwiss.data.source import open_source
 from fmwiss.errors import UserError, sentence_of
 from fmwiss.reporting.records import EVALUATION
 
@@ -83,17 +83,27 @@ class Bench:
         self.chosen = [row for row in chosen if not row.lacks_replay]
         self._check_methods(path)
         self._check_sources(path)
-        self.workspace = Workspace(self.out, VOCSource(self.place.data), self.place.precision)
+        source = open_source(self.rows[0].config.data, self.place.data)
+        self.workspace = Workspace(self.out, source, self.place.precision)
         self.jobs: list[Job] = self.workspace.jobs(self.chosen, self.seeds)
         self.workspace.check(self.rows, self.jobs)
 
     def _check_sources(self, path: Path) -> None:
-        for row in self.chosen:
-            if row.config.data.source != "voc":
+        first = self.rows[0].config.data
+        for row in self.rows:
+            data = row.config.data
+            if data.source in ("folder", "coco"):
                 raise UserError(
-                    f"{path}: {row.label} has data.source '{row.config.data.source}', and suites run on 'voc' only; "
+                    f"{path}: {row.label} has data.source '{data.source}', and suites run on published data sets only; "
                     "use fmwiss train"
                 )
+            if data.source != first.source or (data.source != "voc" and data.tags != first.tags):
+                raise UserError(f"{path}: {row.label} has another data.source or data.tags than {self.rows[0].label}")
+            further = row.group.further if isinstance(row.group, TrainingGroup) else ()
+            lists = (column.rpartition(" ")[0] for column in further)
+            missing = next((name for name in lists if name not in data.also), None)
+            if missing is not None:
+                raise UserError(f"{path}: {row.label} is not compared with {missing}; add it to its data.also")
 
     def _check_methods(self, path: Path) -> None:
         """What a run would ask of its method's options before all else, asked before the first run."""

@@ -42,6 +42,13 @@ class PaperFigures(_Part):
     old: PerCent | None = Field(None, description='mean IoU over the base classes ("1-15" of Table 1)')
     new: PerCent | None = Field(None, description='mean IoU over the classes learnt from tags ("16-20")')
     all: PerCent | None = Field(None, description="mean IoU over every class and the background")
+    further: dict[str, PerCent] = Field(
+        default_factory=dict, description="on further lists, by the group's further columns: {voc-val new: 63.6}"
+    )
+
+    def by_column(self) -> dict[str, float | None]:
+        """Every figure by its column."""
+        return {"old": self.old, "new": self.new, "all": self.all, **self.further}
 
 
 class Entry(_Part):
@@ -85,6 +92,12 @@ class TrainingGroup(_Group):
     )
     curve: bool = Field(
         False, description="draw mIoU over the last step's epochs; needs training.validate_every in the experiments"
+    )
+    further: tuple[Annotated[str, Field(pattern=r"^\S+ (old|new|all)$")], ...] = Field(
+        (), description="further columns: a list of the experiments' data.also and old, new or all: [voc-val new]"
+    )
+    headings: dict[str, str] = Field(
+        default_factory=dict, description="headings of columns, as the paper has them: {old: COCO 1-60}"
     )
     entries: tuple[TrainingEntry, ...] = Field(min_length=1, description="the table's rows")
 

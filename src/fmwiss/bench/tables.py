@@ -149,7 +149,7 @@ def _figures(table: Table, row: TableRow) -> Iterator[tuple[str, dict[int, float
 
 
 def _figure(table: Table, column: str) -> str:
-    return f"mIoU {column}"
+    return f"mIoU {table.heading(column)}"
 
 
 def _line(
@@ -209,11 +209,11 @@ def cells(table: Table) -> tuple[list[str], list[list[str]]]:
     """A table's head and rows as text, with one decimal."""
     with_paper = any(row.paper for row in table.rows)
     with_base = table.kind == "training"
-    head = ["", *table.columns]
+    head = ["", *map(table.heading, table.columns)]
     if with_base:
         head.insert(1, "old, before")
     if with_paper:
-        head += [f"paper: {column}" for column in table.columns]
+        head += [f"paper: {table.heading(column)}" for column in table.columns]
     rows = []
     for row in table.rows:
         line = [f"{row.name} ({DIAGNOSTIC})" if row.diagnostic else row.name]
@@ -230,7 +230,8 @@ def cells(table: Table) -> tuple[list[str], list[list[str]]]:
 def difference_cells(table: Table) -> tuple[list[str], list[list[str]]]:
     """The differences' head and rows as text."""
     with_paper = any(value is not None for one in table.differences for value in one.paper.values())
-    head = ["difference", *table.columns, *(f"paper: {column}" for column in table.columns if with_paper), "runs"]
+    headings = [table.heading(column) for column in table.columns]
+    head = ["difference", *headings, *(f"paper: {heading}" for heading in headings if with_paper), "runs"]
     rows = []
     for one in table.differences:
         line = [_minus(one), *(_plus_minus(one.summary(column), sign="+") for column in table.columns)]

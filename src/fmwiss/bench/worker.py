@@ -173,8 +173,8 @@ def _do_pseudo_masks(job: Mapping[str, Any]) -> None:
     import torch
 
     from fmwiss.data.protocols import Protocol
+    from fmwiss.data.source import open_source
     from fmwiss.data.tags import TagIndex
-    from fmwiss.data.voc import VOCSource
     from fmwiss.pseudo_masks import evaluate_pseudo_masks, open_pseudo_masks
     from fmwiss.reporting.pictures import save_png, side_by_side
     from fmwiss.reporting.progress import track
@@ -182,12 +182,12 @@ def _do_pseudo_masks(job: Mapping[str, Any]) -> None:
 
     started = time.monotonic()
     config, folder = Config.model_validate(job["config"]), Path(job["folder"])
-    source, split = VOCSource(job["data"]), job["split"]
+    source, split = open_source(config.data, job["data"]), job["split"]
     protocol = Protocol.from_config(config.protocol, source.class_names)
     steps = protocol.steps if job["all_classes"] else protocol.steps[1:]
     names = tuple(name for step in steps for name in step)
     ids = source.ids(split)
-    index = TagIndex.load_or_build(source, ids, config.data.tags, folder / "tags.json")
+    index = TagIndex.load_or_build(source, ids, config.data.tags, folder / "tags.json", track)
     tags = {image_id: index[image_id] & set(names) for image_id in ids if index[image_id] & set(names)}
     if not tags:
         raise UserError(f"{source.root}: no photograph of {split} is tagged with {', '.join(names) or 'a new class'}")

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from fmwiss.config import ProtocolConfig
+from fmwiss.data.coco_stuff import COCO_TO_VOC_CLASSES
 from fmwiss.data.randomness import keyed_generator
 from fmwiss.data.voc import VOC_CLASSES, VOID, canonical_class_name
 from fmwiss.errors import UserError
 
-NAMED_SPLITS: dict[str, tuple[int, ...]] = {"15-5": (15, 5), "10-10": (10, 10)}
+NAMED_SPLITS: dict[str, tuple[int, ...]] = {"15-5": (15, 5), "10-10": (10, 10), "coco-to-voc": (60, 20)}
 """How many classes each step learns, in the data set's order."""
 
 
@@ -66,6 +67,8 @@ class Protocol:
                     f"protocol.steps '{config.steps}' is no named split; give one of {splits} or lists of class names"
                 )
             sizes = NAMED_SPLITS[config.steps]
+            if config.steps == "coco-to-voc" and tuple(known) != COCO_TO_VOC_CLASSES:
+                raise UserError("protocol.steps 'coco-to-voc' needs data.source 'coco-to-voc'; give lists of classes")
             if sum(sizes) != len(known):
                 raise UserError(
                     f"protocol.steps '{config.steps}' splits {sum(sizes)} classes, and the data set has {len(known)}; "

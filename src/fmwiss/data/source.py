@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from fmwiss.config import DataConfig
+from fmwiss.data.coco_stuff import CocoSource, CocoToVOCSource
 from fmwiss.data.folder import FolderSource
 from fmwiss.data.voc import VOCSource
 from fmwiss.errors import UserError
@@ -40,6 +41,10 @@ class Source(Protocol):
 
     def image_path(self, image_id: str) -> Path:
         """Path of the photograph."""
+        ...
+
+    def mask_path(self, image_id: str) -> Path:
+        """Path of the file that :meth:`read_mask` reads."""
         ...
 
     def image_size(self, image_id: str) -> tuple[int, int]:
@@ -79,6 +84,10 @@ def open_source(options: DataConfig, root: Path | str) -> Source:
     """
     if options.source == "voc":
         return VOCSource(root)
+    if options.source == "coco-stuff":
+        return CocoSource(root, "maps", options.tags)
+    if options.source in ("coco-to-voc", "coco-to-voc-instances"):
+        return CocoToVOCSource(root, "maps" if options.source == "coco-to-voc" else "instances", options.tags)
     if options.tags == "xml":
         raise UserError(f"data.tags is 'xml', which only data.source 'voc' has; with '{options.source}' give a file")
     tags = None if options.tags == "masks" else Path(options.tags)

@@ -5,13 +5,21 @@ from __future__ import annotations
 import csv
 import json
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from fmwiss.data.source import Source
 from fmwiss.data.voc import VOCSource, canonical_class_name
 from fmwiss.errors import UserError
 from fmwiss.files import write_atomically
+
+Progress = Callable[[Iterable[str], str], Iterable[str]]
+SAVE_EVERY = 20_000
+"""Photographs between savings of an index that is being made."""
+
+
+def _silently(items: Iterable[str], description: str) -> Iterable[str]:
+    return items
 
 
 class TagIndex(Mapping[str, frozenset[str]]):
@@ -30,7 +38,9 @@ class TagIndex(Mapping[str, frozenset[str]]):
         return len(self._tags)
 
     @classmethod
-    def load_or_build(cls, source: Source, ids: Iterable[str], origin: str, cache: Path) -> TagIndex:
+    def load_or_build(
+        cls, source: Source, ids: Iterable[str], origin: str, cache: Path, progress: Progress = _silently
+    ) -> TagIndex:
         """Tags of the photographs ``ids``, from ``cache`` as far as they are in it, else from their origin.
 
         With ``masks`` and ``xml`` each photograph's file is opened once, ever: its tags are kept in ``cache``, a small
@@ -46,13 +56,14 @@ class TagIndex(Mapping[str, frozenset[str]]):
             origin: ``masks`` (the classes in the mask), ``xml`` (the objects in ``Annotations``, difficult ones too)
                 or the path of a CSV table with the columns ``file`` and ``tags`` (class names split by ``;``).
             cache: the JSON file, made when missing; ids that it lacks are added. Remove it to index anew.
+            progress: shows the photographs passing by whose tags are read.
 
         Raises:
             UserError: an annotation is missing or unreadable, names an unknown class, or the cache is not an index.
         """
         ids = list(ids)
         if not isinstance(source, VOCSource):
-            origin = "masks"
+            origin = getattr(source, "tags_origin", "masks")
         elif origin not in ("masks", "xml"):
             table = _read_table(source, Path(origin))
             missing = next((image_id for image_id in ids if image_id not in table), None)
@@ -62,12 +73,13 @@ class TagIndex(Mapping[str, frozenset[str]]):
         known = _load(cache, origin)
         annotated = [image_id for image_id in ids if source.has_mask(image_id)]
         new = [image_id for image_id in annotated if image_id not in known]
-        if new:
+        for number, image_id in enumerate(progress(new, "reading tags"), start=1):
             if isinstance(source, VOCSource) and origin == "xml":
-                known.update({image_id: _tags_from_xml(source, image_id) for image_id in new})
+                known[image_id] = _tags_from_xml(source, image_id)
             else:
-                known.update({image_id: source.classes_in_mask(image_id) for image_id in new})
-            _save(cache, origin, known)
+                known[image_id] = source.classes_in_mask(image_id)
+            if number % SAVE_EVERY == 0 or number == len(new):
+                _save(cache, origin, known)
         in_masks = {image_id: known[image_id] for image_id in annotated}
         return cls({image_id: {*in_masks.get(image_id, ()), *source.own_tags(image_id)} for image_id in ids})
 

@@ -6,16 +6,12 @@ timm's hub has DINO, DINOv2 and DINOv3; iBOT's weights, and DINO's as their auth
 
 from __future__ import annotations
 
-import argparse
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import Attention, AttentionRope, apply_rot_embed_cat
 from timm.models.eva import EvaAttention, EvaBlock
@@ -24,8 +20,9 @@ from torch import Tensor, nn
 
 from fmwiss.config import SelfSupervisedConfig
 from fmwiss.errors import UserError
+from fmwiss.foundation.checkpoints import read_state
 from fmwiss.foundation.images import Normalize, fit
-from fmwiss.foundation.weights import first_line, load_timm, load_timm_state, state_digest, weights_folder
+from fmwiss.foundation.weights import load_timm, load_timm_state, state_digest, weights_folder
 
 
 class TimmViT(nn.Module):
@@ -187,10 +184,11 @@ def load_self_supervised(config: SelfSupervisedConfig, weights: Path | None = No
 
 
 def _find_checkpoint(checkpoint: Path, weights: Path | None) -> Path:
-    """The checkpoint as it is named, from where the command runs, or in the folder of weights."""
+    """The checkpoint as it is named, from where the command runs, or in the folder of weights; else, there, what
+    ``fmwiss weights`` has made of it."""
     folder = weights_folder(weights)
     candidates = [checkpoint] if folder is None else [checkpoint, folder / checkpoint]
-    for path in candidates:
+    for path in (*candidates, *(path.with_suffix(".safetensors") for path in candidates)):
         if path.is_file():
             return path
     raise UserError(
@@ -203,27 +201,12 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """The backbone's weights, in timm's key names, from a safetensors file or a checkpoint of DINO's or iBOT's authors.
 
     Theirs hold the backbone alone (DINO), the backbone under ``state_dict`` (iBOT), or the whole training, of which
-    the teacher's backbone is taken. They were saved with pickle; torch reads them with ``weights_only``, which runs
-    no code.
+    the teacher's backbone is taken.
 
     Raises:
         UserError: the file is unreadable or holds no weights.
     """
-    try:
-        if path.suffix == ".safetensors":
-            return rename_keys(load_file(path))
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the training's arguments lie beside the weights
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise UserError(f"the self-supervised checkpoint {path} cannot be read ({first_line(error)})") from error
-    for key in ("teacher", "state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    state = content if isinstance(content, Mapping) else {}
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise UserError(f"the self-supervised checkpoint {path} holds no weights under teacher, state_dict or model")
-    return rename_keys(tensors)
+    return rename_keys(read_state(path, "self-supervised checkpoint"))
 
 
 def rename_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

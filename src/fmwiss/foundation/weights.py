@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from fmwiss.errors import UserError
 from fmwiss.foundation import tiny
+from fmwiss.foundation.registry import ENTRIES
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -76,9 +77,12 @@ def load_timm(name: str, weights: Path | None = None, *, pretrained: bool = True
         return _create(name, pretrained=False, **kwargs)
     file = find_weights(name, weights)
     if file is not None:
-        _check_architecture(name, read_shapes(file), file, needs_classifier=_has_classifier(kwargs))
+        check_architecture(name, read_shapes(file), file, needs_classifier=_has_classifier(kwargs))
         return _create_from({"file": str(file)}, file, name, **kwargs)
     advice = f"put {name}.safetensors (timm's key names) into {weights_folder(weights) or 'the --weights folder'}"
+    known = next((entry.name for entry in ENTRIES if entry.model == name and entry.kind != "ibot"), None)
+    if known is not None:
+        advice += f", as 'fmwiss weights get {known}' does"
     hub: Any = timm.get_pretrained_cfg(name)
     require_hub(hub.hf_hub_id, name, advice)
     try:
@@ -96,7 +100,7 @@ def load_timm_state(name: str, state: dict[str, Tensor], origin: Path, **kwargs:
     """
     check_timm_name(name)
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    _check_architecture(name, shapes, origin, needs_classifier=_has_classifier(kwargs))
+    check_architecture(name, shapes, origin, needs_classifier=_has_classifier(kwargs))
     model = _create_from({"state_dict": state}, origin, name, **kwargs)
     model.pretrained_cfg.pop("state_dict")  # type: ignore[operator,union-attr]  # or it would stay in memory
     return model
@@ -175,11 +179,14 @@ def _has_classifier(kwargs: dict[str, Any]) -> bool:
     return not kwargs.get("features_only") and kwargs.get("num_classes") != 0
 
 
-def _check_architecture(name: str, shapes: Shapes, origin: Path, needs_classifier: bool) -> None:
-    """Compare the names and shapes of weights with the model's.
+def check_architecture(name: str, shapes: Shapes, origin: Path, needs_classifier: bool) -> None:
+    """Compare the names and shapes of weights with a timm model's.
 
     timm itself loads partial models (``features_only``, another number of classes) without looking at what is
     missing, so that a ResNet-50 file would pass silently for a ResNet-101.
+
+    Raises:
+        UserError: they are another model's; the message names the first difference.
     """
     with torch.device("meta"):
         reference: Any = timm.create_model(name, pretrained=False)

@@ -21,6 +21,7 @@ from fmwiss.data.transforms import working_size
 from fmwiss.errors import UserError
 from fmwiss.files import write_atomically
 from fmwiss.foundation.weights import UnknownOption, load_timm
+from fmwiss.models import wide_resnet  # noqa: F401  # makes its models known to timm
 from fmwiss.models.classifier import IncrementalClassifier
 
 

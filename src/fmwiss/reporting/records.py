@@ -36,6 +36,14 @@ class Figures(_Record):
         new: float | None
         all: float | None
 
+    class Further(_Record):
+        """Figures on a list of ``data.also``."""
+
+        images: int
+        miou: Figures.Means
+        pixel_accuracy: float | None
+        iou: dict[str, float | None]
+
     step: int
     images: int
     miou: Means
@@ -46,6 +54,8 @@ class Figures(_Record):
     minutes: dict[str, float]
     peak_memory_gib: float
     diagnostic: bool = False
+    also: dict[str, Further] = {}
+    """By list of photographs."""
 
 
 class Confusion(_Record):

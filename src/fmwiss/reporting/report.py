@@ -357,6 +357,7 @@ def _results(runs: Sequence[Run]) -> dict[str, Any]:
                     "cells": cells,
                     "images": figures.images,
                     "split": figures.split,
+                    "also": figures.also,
                     "minutes": figures.minutes.get("all"),
                     "memory": figures.peak_memory_gib,
                     "training_images": figures.training_images,

@@ -20,6 +20,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torchvision.transforms.v2.functional import resize
 
 from fmwiss.config import Config, OptimizationConfig, RECALLConfig, check_resumable, dump_config, load_config
+from fmwiss.data.coco_stuff import CocoToVOCSource
 from fmwiss.data.datasets import MaskDataset, PseudoMaskSource, TrueMasks, WeakDataset
 from fmwiss.data.memory import CopyPaste, MemoryBank
 from fmwiss.data.protocols import Protocol, share
@@ -181,14 +182,14 @@ class _Run:
         While there is no more than step 0, only what that depends on has to be the same. What can be wrong with the
         lists of ids is found here, before anything is trained.
         """
-        for split in (self.config.data.train_split, self.config.data.val_split):
-            self.source.ids(split)
-        for image_id in self.source.ids(self.config.data.val_split):
-            if not self.source.has_mask(image_id):
-                raise UserError(
-                    f"{self.data}: the photograph '{image_id}' of {self.config.data.val_split} has no mask to compare "
-                    "predictions with; add one, or leave it out of the list"
-                )
+        self.source.ids(self.config.data.train_split)
+        for split in (self.config.data.val_split, *self.config.data.also):
+            for image_id in self.source.ids(split):
+                if not self.source.has_mask(image_id):
+                    raise UserError(
+                        f"{self.data}: the photograph '{image_id}' of {split} has no mask to compare predictions with; "
+                        "add one, or leave it out of the list"
+                    )
         path = self.folder / "config.yaml"
         begun = [folder.name for folder in self.folder.glob("step*") if is_begun(folder)]
         if begun and path.is_file():
@@ -210,12 +211,11 @@ class _Run:
             write_atomically(path, lambda file: file.write_text(dump_config(self.config)))
         self.fabric.barrier()
         if self.config.data.source != "voc":  # a user's own tags: a step without photographs is told before step 0
-            ids = self.source.ids(self.config.data.train_split)
-            tags = self._tags(ids)
             finished = finished_steps(self.folder)
             for t in range(len(self.protocol.steps)):
                 if t not in finished:
-                    chosen = self._photographs(t, tags, ids)
+                    ids = self._candidates(t)
+                    chosen = self._photographs(t, self._tags(ids), ids)
                     if t > 0 and self._learns_truth():
                         self._check_truth(t, chosen)
 
@@ -247,7 +247,7 @@ class _Run:
         bank = base / "step0" / BANK
         takes_memory = self._wants_memory() and bank.is_file() and self._memory_difference(bank) is None
         if self._wants_memory() and not takes_memory:
-            ids = self.source.ids(self.config.data.train_split)
+            ids = self._candidates(0)
             chosen = self._photographs(0, self._tags(ids), ids)
         if self.fabric.is_global_zero:
             temporary = self.folder / ".step0.tmp"
@@ -271,7 +271,7 @@ class _Run:
             torch.cuda.reset_peak_memory_stats(self.fabric.device)
         training, folder = self.config.training, self.folder / f"step{t}"
         options = training.step0 if t == 0 else training.steps
-        ids = self.source.ids(self.config.data.train_split)
+        ids = self._candidates(t)
         tags = self._tags(ids)
         chosen = self._photographs(t, tags, ids)
         if t > 0:
@@ -301,6 +301,7 @@ class _Run:
                 self._pixel_step(t).keep_carried(method, self.config.method.name, self._more_follow(t))
         self.fabric.barrier()
         result, counts, shown = self._comparison(t).run(method.student)
+        also = {split: self._evaluate(method.student, self.source.ids(split)) for split in self._further(t)}
         if self.fabric.is_global_zero:
             counts.save(folder / PHOTOGRAPHS)
             pictures = self._training_pictures(t, method, dataset, chosen, tags, options)
@@ -311,7 +312,7 @@ class _Run:
                 "finishing": time.monotonic() - trained,
             }
             seconds["all"] = sum(seconds.values())
-            self._finish(folder, method, result, seconds, len(chosen))
+            self._finish(folder, method, result, seconds, len(chosen), also)
         self.fabric.barrier()
         return result
 
@@ -400,9 +401,15 @@ class _Run:
         return (center_crop(photograph, photograph[0], options.crop_size)[0] * 255).round().to(torch.uint8)
 
     def _finish(
-        self, folder: Path, method: Method, result: Evaluation, seconds: Mapping[str, float], images: int
+        self,
+        folder: Path,
+        method: Method,
+        result: Evaluation,
+        seconds: Mapping[str, float],
+        images: int,
+        also: Mapping[str, Evaluation],
     ) -> None:
-        summary = {
+        summary: dict[str, Any] = {
             **result.as_dict(),
             "split": self.config.data.val_split,
             "training_images": images,
@@ -411,6 +418,8 @@ class _Run:
             "diagnostic": self._takes_pseudo_masks(method) and self.config.cosegmentation.source == "true-masks",
             **self.reviews.summary(result.step),
         }
+        if also:
+            summary["also"] = {split: one.as_dict() for split, one in also.items()}
         confusion = Confusion(names=list(result.iou), pixels=[list(row) for row in result.confusion])
         _write_json(folder / CONFUSION, confusion.model_dump(), indent=None)
         _write_json(folder / ENVIRONMENT, describe_environment(self.fabric).model_dump())
@@ -423,9 +432,18 @@ class _Run:
     def _tags(self, ids: list[str]) -> TagIndex:
         cache = self.folder / TAGS
         if self.fabric.is_global_zero:
-            TagIndex.load_or_build(self.source, ids, self.config.data.tags, cache)
+            TagIndex.load_or_build(self.source, ids, self.config.data.tags, cache, track)
         self.fabric.barrier()
         return TagIndex.load_or_build(self.source, ids, self.config.data.tags, cache)
+
+    def _candidates(self, t: int) -> list[str]:
+        """The training list, or what of it a step may choose from where steps learn from data sets of their own."""
+        ids = self.source.ids(self.config.data.train_split)
+        return self.source.of_step(t, ids) if isinstance(self.source, CocoToVOCSource) else ids
+
+    def _further(self, t: int) -> tuple[str, ...]:
+        """Lists beside the validation split; of step 0 none, whose model others share."""
+        return self.config.data.also if t > 0 else ()
 
     def _photographs(self, t: int, tags: TagIndex, ids: list[str]) -> list[str]:
         """Those that a step may use; where it learns from masks they have some."""
@@ -534,7 +552,7 @@ class _Run:
 
     def _pixel_step(self, t: int) -> PixelStep:
         def dataset_of(step: int) -> MaskDataset:
-            ids = self.source.ids(self.config.data.train_split)
+            ids = self._candidates(step)
             chosen = self._photographs(step, self._tags(ids), ids)
             fraction = self.config.data.fraction if step else 1.0
             return self._mask_dataset(step, share(chosen, fraction, self.config.training.seed))

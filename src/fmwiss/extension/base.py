@@ -94,6 +94,8 @@ def _open_run(folder: Path, step: int | None, foreign_options: list[Any]) -> Bas
         if step is not None and step != int(folder.name[4:]):
             raise UserError(f"--step {step}: {folder} is another step already; give one of both")
         folder, step = folder.resolve().parent, int(folder.name[4:])
+    if (folder / "model.json").is_file() and not any(folder.glob("step*")) and not folder.name.startswith("step"):
+        raise UserError(f"{folder}: is a model that was saved from a run; extend the run, which has all of its steps")
     if not any(folder.glob("step*")):
         there = f"no step of a run and no {'config.json'}"
         pickled = sorted(path.name for path in folder.iterdir() if path.suffix in (".pt", ".pth", ".bin", ".ckpt"))

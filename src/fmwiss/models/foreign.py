@@ -56,8 +56,8 @@ class Preprocessing:
 
 
 def is_foreign(folder: Path) -> bool:
-    """Whether a folder looks like another library's model."""
-    return (folder / CONFIG).is_file()
+    """Whether a folder looks like another library's model; what ``save_pretrained`` of ours wrote is none."""
+    return (folder / CONFIG).is_file() and not (folder / "model.json").is_file()
 
 
 def fetch(name: str) -> Path:

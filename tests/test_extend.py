@@ -259,7 +259,7 @@ Spoil = Callable[[Path], None]
 SPOILT: dict[str, tuple[str, Spoil, list[str], str]] = {
     "no model": ("missing", lambda m: None, [], r"there is no model .*missing"),
     "an empty folder": ("unet", lambda m: [p.unlink() for p in m.iterdir()], [], "holds no step of a run"),
-    "a saved model of ours": ("unet", lambda m: (m / "model.json").write_text("{}"), [], "saved from a run; extend the"),
+    "a saved model of ours": ("unet", lambda m: (m / "model.json").write_text("{}"), [], "saved from a run"),
     "pickled": ("unet", lambda m: (m / "model.safetensors").rename(m / "pytorch_model.bin"), [], "is pickled"),
     "no weights": ("unet", lambda m: (m / "model.safetensors").unlink(), [], "has no model.safetensors"),
     "truncated weights": ("unet", lambda m: truncate(m / "model.safetensors"), [], "cannot be read"),

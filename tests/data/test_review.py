@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fmwiss.config import CosegmentationConfig
+from fmwiss.config import CosegmentationConfig, PlusConfig
 from fmwiss.data.review import Review, Threshold
 from fmwiss.errors import UserError
 
@@ -89,7 +89,7 @@ def test_only_what_training_can_tell_apart_is_another_review() -> None:
 def test_a_threshold_is_put_where_the_masks_are_cut() -> None:
     paper, plus = CosegmentationConfig(), CosegmentationConfig(name="fmwiss-plus")
     assert Threshold.of(paper) == Threshold("cosegmentation.k", 70.0)
-    assert Threshold.of(plus) == Threshold("cosegmentation.plus.threshold", 0.5)
+    assert Threshold.of(plus) == Threshold("cosegmentation.plus.threshold", PlusConfig().threshold)
     assert Threshold("cosegmentation.k", 42.5).applied(paper) == paper.model_copy(update={"k": 42.5})
     assert Threshold("cosegmentation.plus.threshold", 0.0).applied(plus).plus.threshold == 0.0
     for options, threshold, sentence in (

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import resize
 
-from fmwiss.config import VisionLanguageConfig
+from fmwiss.config import PlusConfig, VisionLanguageConfig
 from fmwiss.data.review import Review
 from fmwiss.review.access import Access
 from fmwiss.review.session import Session
@@ -151,7 +151,8 @@ def test_photographs_and_levels(client: Client) -> None:
     height, width = struct.unpack("<HH", levels[:4])
     values = np.frombuffer(levels, np.uint8, offset=4).reshape(height, width)
     wanted = client.session.masks.masks(item.image_id, [item.name], 0)[0].numpy()
-    assert (values.astype(np.float32) / np.float32(255) > np.float32(0.5)).tolist() == wanted.tolist()
+    threshold = np.float32(PlusConfig().threshold)
+    assert (values.astype(np.float32) / np.float32(255) > threshold).tolist() == wanted.tolist()
 
 
 def test_decisions_reach_the_file(client: Client) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from fmwiss.config import Config
+from fmwiss.config import Config, PlusConfig
 from fmwiss.data.protocols import Protocol
 from fmwiss.data.review import REVIEW, Decision, Review, Threshold
 from fmwiss.data.tags import TagIndex
@@ -63,7 +63,7 @@ def world(tmp_path: Path, tiny_voc: Path, experiment: dict[str, Any]) -> World:
 
 def test_without_a_review_everything_stays_as_it_is(world: World) -> None:
     ids, tags, threshold, told = world.learnt(world.reviews())
-    assert ids == world.ids and tags is world.tags and threshold == 0.5 and told == []
+    assert ids == world.ids and tags is world.tags and threshold == PlusConfig().threshold and told == []
     assert not (world.run / "step1" / REVIEW).exists()
     assert world.reviews().summary(1) == {}
 
@@ -80,7 +80,7 @@ def test_a_step_not_begun_takes_the_runs_own_review_or_the_one_given(world: Worl
     }  # fmt: skip
     other = world.write("other.jsonl", {3: "reject"})
     ids, _, threshold, _ = world.learnt(world.reviews(other))
-    assert ids == [*world.ids[:3], *world.ids[4:]] and threshold == 0.5
+    assert ids == [*world.ids[:3], *world.ids[4:]] and threshold == PlusConfig().threshold
 
 
 def test_a_step_goes_on_with_the_review_that_it_was_begun_with(world: World) -> None:

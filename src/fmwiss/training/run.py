@@ -203,7 +203,8 @@ class _Run:
                     f"{self.folder} was started with {key} = {before} but {now} is asked for now; give the same value "
                     "or another --out"
                 )
-        finished = finished_steps(self.folder)
+        # another process may not have made the folder yet
+        finished = finished_steps(self.folder) if self.folder.is_dir() else []
         steps = [t for t in range(1, len(self.protocol.steps)) if t not in finished]
         self.reviews.check({t: is_begun(self.folder / f"step{t}") for t in steps})
         self.fabric.barrier()  # every process has looked before the first one writes

@@ -346,7 +346,7 @@ def load(
 
 
 def torch_device(name: str | torch.device, what: str = "device") -> torch.device:
-    """The device of a name, ``auto`` included, or :class:`UserError`, which says ``what`` it is, where there is none."""
+    """The device of a name, ``auto`` included, or :class:`UserError` about ``what`` where there is none."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

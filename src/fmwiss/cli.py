@@ -715,15 +715,9 @@ def _precision(text: str) -> str:
 
 
 def _device(name: str) -> torch.device:
-    import torch
+    from fmwiss.inference.model import torch_device
 
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # unknown, not compiled in, not there
-        raise UserError(f"--device {name}: there is no such device here; give auto, cpu or cuda:0") from error
+    return torch_device(name, "--device")
 
 
 def _number(option: str, text: str, word: str) -> int | str | None:

@@ -345,15 +345,15 @@ def load(
     return Model(segmenter.eval().to(place), precision=precision, origin=origin)
 
 
-def torch_device(name: str | torch.device) -> torch.device:
-    """The device of a name, ``auto`` included, or :class:`UserError` where there is none."""
+def torch_device(name: str | torch.device, what: str = "device") -> torch.device:
+    """The device of a name, ``auto`` included, or :class:`UserError` about ``what`` where there is none."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # unknown, not compiled in, not there
-        raise UserError(f"device {name}: there is no such device here; give auto, cpu or cuda:0") from error
+        raise UserError(f"{what} {name}: there is no such device here; give auto, cpu or cuda:0") from error
     return device
 
 

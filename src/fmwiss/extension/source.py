@@ -94,6 +94,10 @@ class ExtensionSource:
         source, name = self._of(image_id)
         return source.image_path(name)
 
+    def mask_path(self, image_id: str) -> Path:
+        source, name = self._of(image_id)
+        return source.mask_path(name)
+
     def image_size(self, image_id: str) -> tuple[int, int]:
         source, name = self._of(image_id)
         return source.image_size(name)

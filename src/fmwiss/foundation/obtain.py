@@ -119,7 +119,9 @@ def _hub_repository(entry: Entry) -> str:
     if entry.kind == "clip":
         known: Mapping[str, Any] = open_clip.get_pretrained_cfg(entry.model, entry.tag or "")
         return str(known["hf_hub"]).strip("/")
-    return str(timm.get_pretrained_cfg(entry.model).hf_hub_id)
+    config = timm.get_pretrained_cfg(entry.model)
+    assert config is not None, "the registry names models with published weights only"
+    return str(config.hf_hub_id)
 
 
 def convert(path: Path, folder: Path, entry: Entry | None, say: Say, *, verify: bool = True) -> Path:

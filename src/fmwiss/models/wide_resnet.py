@@ -61,14 +61,14 @@ class IdentityBlock(nn.Module):
     def __init__(self, in_channels: int, channels: Sequence[int], stride: int, dilation: int, dropout: float) -> None:
         super().__init__()
         self.bn1 = _norm(in_channels)
-        sides = (3, 3) if len(channels) == 2 else (1, 3, 1)
         first, *others = channels
-        self.conv1 = _conv(in_channels, first, sides[0], stride, dilation)
+        side = 3 if len(channels) == 2 else 1
+        self.conv1 = _conv(in_channels, first, side, stride, dilation)
         self.bn2 = _norm(first)
-        self.conv2 = _conv(first, others[0], sides[1], 1, dilation)
+        self.conv2 = _conv(first, others[0], 3, 1, dilation)
         if len(channels) == 3:
             self.bn3 = _norm(others[0])
-            self.conv3 = _conv(others[0], others[1], sides[2], 1, dilation)
+            self.conv3 = _conv(others[0], others[1], side, 1, dilation)
         self.dropout = nn.Dropout2d(dropout)
         changes = stride != 1 or in_channels != channels[-1]
         self.proj_conv = _conv(in_channels, channels[-1], 1, stride, 1) if changes else None

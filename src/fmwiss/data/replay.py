@@ -147,7 +147,11 @@ class InterleavedSampler(IterationSampler):
         n_replayed: number of the samples behind them.
         share: of the replayed ones in a batch, of which every process gets one, and two of the others, at least.
         batch_size: samples of an iteration, over all processes and of both kinds.
-        options: as of :class:`IterationSampler`.
+        seed: as of :class:`IterationSampler`, like the rest.
+        epochs: over the step's own samples.
+        start_iteration: to go on from.
+        rank: of this process.
+        world_size: number of processes.
 
     Raises:
         UserError: a batch has too few of one kind for every process to get one.

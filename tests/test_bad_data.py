@@ -318,7 +318,10 @@ OTHERS: dict[str, tuple[list[str], str]] = {
     "true masks that are not there": (
         ["train", "x.yaml", "--set", "cosegmentation.source=true-masks", "--set", "method={name: fmwiss}"],
         "cosegmentation.source is 'true-masks', and its masks have no class 'owl'; they have cat, dog"),
-    "a suite": (["bench", "suite.yaml"], "one has data.source 'folder', and suites run on published data sets only; use"),
+    "a suite": (
+        ["bench", "suite.yaml"],
+        "one has data.source 'folder', and suites run on published data sets only; use fmwiss train",
+    ),
 }
 
 

@@ -675,7 +675,7 @@ def test_results_of_other_defaults_are_refused(finished: tuple[Bench, Path]) -> 
     path.write_text(kept.replace('"image": "whole"', '"image": "center-crop"'))
     with pytest.raises(UserError, match=r"was started with evaluation.image = center-crop but whole"):
         Bench(bench.name, bench.place, out)
-    path.write_text(kept.replace('"epochs": ', '"epoch": '))  # of a version that had no such key, and is asked for other
+    path.write_text(kept.replace('"epochs": ', '"epoch": '))  # of a version without this key
     with pytest.raises(UserError, match=r"was started with training.step0.epochs = null but 1"):
         Bench(bench.name, bench.place, out)
     path.write_text(kept.replace('"hard_classes": "tagged",', ""))  # the default is what such a version did

@@ -20,6 +20,8 @@ from fmwiss.inference import Model
 from fmwiss.inference import export as module
 from fmwiss.inference.export import _SameConvolution, export
 from fmwiss.models import Segmenter
+from fmwiss.models.foreign import open_foreign
+from foreign_models import save_smp
 
 Lively: TypeAlias = Callable[..., Segmenter]
 Scene: TypeAlias = Callable[..., Any]
@@ -183,3 +185,11 @@ def test_what_is_missing_or_wrong_is_told_first(
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UserError, match=r"needs onnxscript, not installed here; pip install 'fmwiss\[export\]'"):
         export(small_model, tmp_path / "m.onnx")
+
+
+def test_an_adapted_model_takes_sides_that_it_cannot_halve_often_enough(tmp_path: Path) -> None:
+    pytest.importorskip("segmentation_models_pytorch")
+    save_smp(tmp_path / "unet")
+    report = export(Model(open_foreign(tmp_path / "unet")), tmp_path / "unet.pt2", "torch")
+    assert report.agreement == 1.0 and report.largest_difference < 1e-4
+    assert any(side % 32 for shape in report.images for side in shape[2:])

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -139,7 +140,7 @@ def counting() -> Iterator[FlopCounterMode]:
 
 
 def iteration(method: Method, options: OptimizationConfig, batch: Batch, epoch: int, half: bool) -> Measured:
-    """One iteration of an epoch: forward, backward and update, of a method that has had an iteration before."""
+    """One iteration of an epoch, not the first one: forward, backward and update."""
     method.start_epoch(epoch)
     groups = method.parameter_groups(options.learning_rate, options.head_rate)
     optimizer = build_optimizer(options, groups)
@@ -149,15 +150,18 @@ def iteration(method: Method, options: OptimizationConfig, batch: Batch, epoch: 
     for tensor in (value for value in vars(batch).values() if isinstance(value, Tensor)):
         live.hold(tensor)
     with live:
-        for _ in range(2):  # the first one makes the optimizer's state
-            live.peak = live.now
-            with counting() as counter:
-                optimizer.zero_grad(set_to_none=True)
-                with Autocast() if half else nullcontext():
-                    losses = method.training_step(batch, torch.Generator())
-                torch.stack(list(losses.values())).sum().backward()
-                del losses
-                optimizer.step()
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()  # which makes its state
+        optimizer.zero_grad(set_to_none=True)
+        live.peak = live.now
+        with counting() as counter:
+            with Autocast() if half else nullcontext():
+                losses = method.training_step(batch, torch.Generator())
+            torch.stack(list(losses.values())).sum().backward()
+            del losses
+            optimizer.step()
     return Measured(counter.get_total_flops(), live.peak)
 
 
@@ -206,7 +210,8 @@ class Phase:
     photographs: int
     batch_size: int
     measured: dict[str, Measured]
-    """``fp32`` and ``bf16``, and ``bf16 split``, the part of a batch that one of several GPUs has."""
+    """``fp32``; of the phases that hold most also ``bf16`` and, for one of several GPUs' part of a batch, ``bf16
+    split``."""
 
     @property
     def flops(self) -> int:
@@ -241,7 +246,7 @@ class Step:
 
     def memory(self, key: str) -> int:
         """Of its largest phase, in bytes."""
-        return max(phase.measured[key].bytes for phase in self.phases)
+        return max(phase.measured[key].bytes for phase in self.phases if key in phase.measured)
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -339,10 +344,10 @@ class Meter:
     def _iterations(
         self, config: Config, name: str, build: Callable[[], Method], options: OptimizationConfig, epoch: int
     ) -> dict[str, Measured]:
-        key = json.dumps([name, _shapes_of(config, name == "step 0"), epoch > 0, self.memory])
+        key = json.dumps([name, _shapes_of(config, name == "step 0")])
         if key not in self._known:
             sizes = {"fp32": options.batch_size}
-            if self.memory:
+            if self.memory and not name.endswith("first epochs"):  # which hold less
                 sizes |= {"bf16": options.batch_size, "bf16 split": max(2, options.batch_size // self.gpus)}
             self._known[key] = {}
             for precision, size in sizes.items():
@@ -558,6 +563,7 @@ def main() -> None:
     if not paths and not arguments.suite:
         paths = sorted(VOC.glob("*.yaml"))
         paths += [path for path in sorted(COCO_TO_VOC.glob("*.yaml")) if (VOC / path.name) in paths]
+    logging.disable(logging.WARNING)  # that models have random weights
     meter = Meter(gpus=assumed.gpus)
     found: dict[str, Any] = {"torch": torch.__version__, "assumed": vars(assumed), "experiments": {}, "suites": {}}
     rows = []

@@ -95,9 +95,12 @@ def stored(folder: Path) -> Iterator[Path]:
 
 
 def digest(folder: Path, pattern: str) -> dict[str, Any]:
-    """How many files match, their bytes, and one SHA-256 of all their names and contents."""
+    """How many files match, their bytes, and one SHA-256 of all their names and contents.
+
+    What a killed process left of the one file that it was writing, under a temporary name, is no part of a store.
+    """
     total, n_files, n_bytes = hashlib.sha256(), 0, 0
-    for path in sorted(folder.glob(pattern)):
+    for path in sorted(path for path in folder.glob(pattern) if not path.name.startswith(".")):
         content = path.read_bytes()
         total.update(f"{path.relative_to(folder)} {len(content)}\n".encode() + content)
         n_files, n_bytes = n_files + 1, n_bytes + len(content)
@@ -154,6 +157,7 @@ def main() -> None:
         both = [digest(out / place, pattern) for place in ("whole", "resumed")]
         print(kind, both[0], "the same" if both[0] == both[1] else f"against {both[1]}", flush=True)
         found[kind] = {**both[0], "same": both[0] == both[1]}
+    found["temporary_files"] = sum(1 for _ in (out / "resumed").rglob(".*.tmp"))
     growth = {name: found[name]["peak_mib"] / found["fewer"]["peak_mib"] - 1 for name in ("whole", "resumed")}
     found |= {"photographs": arguments.photographs, "fewer_photographs": arguments.fewer, "side": arguments.side}
     found |= {"growth": growth, "threads": os.environ.get("OMP_NUM_THREADS"), "python": platform.python_version()}

@@ -102,7 +102,9 @@ def test_the_suites_of_the_project_name_experiments_and_keys_that_there_are(path
     for row in rows:
         plus = row.config.cosegmentation.name == "fmwiss-plus"
         assert Path(row.file).stem == ("fmwiss-plus" if plus else row.config.method.name)
-        if row.group.kind == "training":
+        if row.config.protocol.steps == "coco-to-voc":
+            assert Path(row.file).parent.name == "coco-to-voc"
+        elif row.group.kind == "training":
             protocol = re.search(r"/(\d+-\d+)-(\w+)/", row.file)
             assert protocol and protocol.groups() == (row.config.protocol.steps, row.config.protocol.setting)
 

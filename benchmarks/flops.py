@@ -49,7 +49,7 @@ from fmwiss.bench.suite import PseudoMaskGroup, Row, find_suite, load_suite, res
 from fmwiss.config import Config, OptimizationConfig, SSConfig, WILSONConfig, load_config
 from fmwiss.data.batches import Batch
 from fmwiss.data.coco_stuff import COCO_TO_VOC_CLASSES
-from fmwiss.data.protocols import Protocol
+from fmwiss.data.protocols import NAMED_SPLITS, Protocol
 from fmwiss.data.voc import VOC_CLASSES
 from fmwiss.foundation.clip import Clip
 from fmwiss.foundation.images import frozen
@@ -349,9 +349,8 @@ class Meter:
             sizes = {"fp32": options.batch_size}
             if self.memory and not name.endswith("first epochs"):  # which hold less
                 sizes |= {"bf16": options.batch_size, "bf16 split": max(2, options.batch_size // self.gpus)}
-            self._known[key] = {}
+            self._known[key], method = {}, build()
             for precision, size in sizes.items():
-                method = build()
                 with without_contents(method):
                     batch = _batch(config, size, self._protocol(config), method)
                     half = precision != "fp32"
@@ -446,9 +445,14 @@ def _photograph(longer_side: int, stride: int) -> Tensor:
 
 
 def _shapes_of(config: Config, base: bool) -> dict[str, Any]:
-    """What of an experiment decides on the shapes; of numbers that weigh a loss only whether they are zero."""
+    """What of an experiment decides on the shapes; of numbers that weigh a loss only whether they are zero.
+
+    How many of the classes a step learns only moves outputs from one 1x1 convolution to another, so that 15-5 is taken
+    to be 10-10.
+    """
     data = {"crop": config.data.crop_size, "segmenter": config.segmenter.model_dump(mode="json")}
-    data |= {"steps": config.protocol.steps}
+    steps = config.protocol.steps
+    data |= {"classes": sum(NAMED_SPLITS[steps]) if isinstance(steps, str) else steps}
     if base:
         return {**data, "options": config.training.step0.model_dump(mode="json")}
     weights = {

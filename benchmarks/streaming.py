@@ -1,7 +1,7 @@
 """Pseudo-masking of many photographs: whether memory stays flat, and whether a killed command ends with the same store.
 
-Writes small generated photographs with a tag each (EmojiSeg) and gives them to ``fmwiss pseudo-masks`` with the tiny models
-of the package, each time in a process of its own:
+Writes small generated photographs with a tag each (EmojiSeg) and gives them to ``fmwiss pseudo-masks`` with the tiny
+models of the package, each time in a process of its own:
 
 1. ``fewer``: the first ``--fewer`` photographs, into a store of their own, for the memory that this takes;
 2. ``whole``: all of them, uninterrupted;

@@ -314,6 +314,10 @@ class Meter:
         if isinstance(method, PixelMethod) and method.surveys:
             crop = torch.empty(1, 3, config.data.crop_size, config.data.crop_size, device="meta")
             works.append(Work("survey", count, flops_of(lambda: method.old_model(crop))))  # type: ignore[operator]
+        if isinstance(method, SDR):
+            crop = torch.empty(1, 3, config.data.crop_size, config.data.crop_size, device="meta")
+            encode = partial(method.old_model.encode, crop)  # type: ignore[operator]
+            works.append(Work("prototypes of step 0", self._counts(config)[0], flops_of(encode)))
         every = config.training.validate_every
         times = 1 + ((options.epochs + warmup - 1) // every if every else 0)
         works += [replace(self._validation(config, method.student, config.data.val_split), name="validation")] * times

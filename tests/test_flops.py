@@ -62,13 +62,16 @@ def test_live_tensors_are_those_that_somebody_holds(flops: ModuleType) -> None:
 def test_what_backward_needs_is_alive_until_it_has_run(flops: ModuleType) -> None:
     layers = nn.Sequential(nn.Linear(100, 100, bias=False), nn.Sigmoid(), nn.Linear(100, 1, bias=False)).to("meta")
     images = torch.empty(10, 100, device="meta")
-    with flops.LiveTensors() as live:
+    live, weights = flops.LiveTensors(), 100 * 100 + 100
+    for parameter in layers.parameters():
+        live.hold(parameter)
+    with live:
         loss = layers(images).sum()
         held = live.now
         loss.backward()
     # the first layer's output is held by nobody: the sigmoid's derivative is of its result
-    assert held == 4 * (10 * 100 + 1)
-    assert live.now == 4 * (1 + 100 * 100 + 100)
+    assert held == 4 * (weights + 10 * 100 + 1)
+    assert live.now == 4 * (2 * weights + 1)
 
 
 def test_bf16_is_what_autocast_would_cast(flops: ModuleType) -> None:

@@ -1,8 +1,8 @@
 """FLOPs and memory of full-size experiments, from their own training steps on torch's "meta" device.
 
 Tensors there have shapes and no contents, so that neither weights nor photographs are needed. What is run is each
-method's real ``training_step`` on a batch of the experiment's size, backward and the optimizer, and the real frozen
-models and locators on one photograph. Measured are
+method's real ``training_step`` on a batch of the experiment's size, and backward, and the real frozen models and
+locators on one photograph. Measured are
 
 - an iteration of step 0, and of the step after it: of every phase that it has (a warm-up, a locator's training);
 - a photograph of pseudo-masking or saliency, of a locator's masks, and of validation;
@@ -140,28 +140,28 @@ def counting() -> Iterator[FlopCounterMode]:
 
 
 def iteration(method: Method, options: OptimizationConfig, batch: Batch, epoch: int, half: bool) -> Measured:
-    """One iteration of an epoch, not the first one: forward, backward and update."""
+    """One iteration of an epoch, not the first one: forward and backward, beside the optimizer's state.
+
+    The update itself has no product, and comes when only parameters, gradients and the state are left.
+    """
     method.start_epoch(epoch)
     groups = method.parameter_groups(options.learning_rate, options.head_rate)
     optimizer = build_optimizer(options, groups)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()  # which makes its state
+    optimizer.zero_grad(set_to_none=True)
+    state = [value for values in optimizer.state.values() for value in values.values()]
     live = LiveTensors()
-    for tensor in (*method.parameters(), *method.buffers()):
-        live.hold(tensor)
-    for tensor in (value for value in vars(batch).values() if isinstance(value, Tensor)):
-        live.hold(tensor)
-    with live:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()  # which makes its state
-        optimizer.zero_grad(set_to_none=True)
-        live.peak = live.now
-        with counting() as counter:
-            with Autocast() if half else nullcontext():
-                losses = method.training_step(batch, torch.Generator())
-            torch.stack(list(losses.values())).sum().backward()
-            del losses
-            optimizer.step()
+    for held in (*method.parameters(), *method.buffers(), *state, *vars(batch).values()):
+        if isinstance(held, Tensor):
+            live.hold(held)
+    with live, counting() as counter:
+        with Autocast() if half else nullcontext():
+            losses = method.training_step(batch, torch.Generator())
+        torch.stack(list(losses.values())).sum().backward()
+    method.zero_grad(set_to_none=True)
     return Measured(counter.get_total_flops(), live.peak)
 
 

@@ -113,6 +113,20 @@ def digest(folder: Path, pattern: str) -> dict[str, Any]:
     return {"files": n_files, "bytes": n_bytes, "sha256": total.hexdigest()}
 
 
+def markdown(found: dict[str, Any]) -> str:
+    """The processes as a table."""
+    names = {
+        "fewer": f"{found['fewer_photographs']} photographs", "whole": f"{found['photographs']}, uninterrupted",
+        "killed": "the same, SIGKILL half-way", "resumed": "the same command again",
+    }
+    rows = [["", "files in the store", "peak memory, MiB", "CPU seconds", "minutes"], ["---"] * 5]
+    for name, words in names.items():
+        one = found[name]
+        times = f"{one['cpu_seconds']:.0f}", f"{one['seconds'] / 60:.1f}"
+        rows.append([words, str(one["files"]), f"{one['peak_mib']:.0f}", *times])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for everything; about 10 KiB a photograph")
@@ -169,6 +183,7 @@ def main() -> None:
     found |= {"photographs": arguments.photographs, "fewer_photographs": arguments.fewer, "side": arguments.side}
     found |= {"growth": growth, "threads": os.environ.get("OMP_NUM_THREADS"), "python": platform.python_version()}
     results.write_text(json.dumps(found, indent=1) + "\n")
+    print(markdown(found))
     for name, share in growth.items():
         print(f"peak memory of {name} is {100 * share:+.1f} % of that of {arguments.fewer} photographs")
     complete = found["store"]["files"] > arguments.photographs  # and the store's identity

@@ -51,6 +51,7 @@ from fmwiss.data.batches import Batch
 from fmwiss.data.coco_stuff import COCO_TO_VOC_CLASSES
 from fmwiss.data.protocols import NAMED_SPLITS, Protocol
 from fmwiss.data.voc import VOC_CLASSES
+from fmwiss.files import write_atomically
 from fmwiss.foundation.clip import Clip
 from fmwiss.foundation.images import frozen
 from fmwiss.foundation.self_supervised import TimmViT, load_self_supervised
@@ -552,6 +553,26 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
 
 
+def experiments_head(assumed: Assumptions) -> list[str]:
+    """Of the columns that :func:`_row` gives."""
+    several = f"{assumed.gpus} GPUs"
+    head = ["experiment", "TFLOPs an iteration", "PFLOPs step 0", "PFLOPs step 1", f"hours, {assumed.gpu}"]
+    return [*head, f"hours, {several}", "GiB fp32", "GiB bf16", f"GiB bf16, each of {several}"]
+
+
+def show(name: str, text: str, page: Path | None) -> None:
+    """Print a table and put it into the page, between the comments that bear its name."""
+    print(f"\n{text}\n")
+    if page is None:
+        return
+    first, last = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
+    before, found, rest = page.read_text(encoding="utf-8").partition(first)
+    _, also_found, after = rest.partition(last)
+    if not (found and also_found):
+        raise SystemExit(f"{page} has no place for the table of {name}: it needs {first.strip()} and {last.strip()}")
+    write_atomically(page, lambda path: path.write_text(f"{before}{first}\n{text}\n{last}{after}", encoding="utf-8"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiments", type=Path, nargs="*", help="by default every method's on 10-10 and COCO-to-VOC")
@@ -563,6 +584,7 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, default=8)
     parser.add_argument("--scaling", type=float, default=0.9, help="share of --gpus times the speed that they reach")
     parser.add_argument("--out", type=Path, help="JSON file with every figure")
+    parser.add_argument("--page", type=Path, help="Markdown file whose tables are written anew")
     arguments = parser.parse_args()
     assumed = Assumptions(
         arguments.gpu, arguments.peak, arguments.utilisation, arguments.gpus, arguments.scaling
@@ -582,25 +604,25 @@ def main() -> None:
         rows.append(_row(path, base, step, assumed))
         print(" | ".join(rows[-1]), flush=True)
     if rows:
-        several = f"{assumed.gpus} GPUs"
-        head = ["experiment", "TFLOPs an iteration", "PFLOPs step 0", "PFLOPs step 1", f"hours, {assumed.gpu}"]
-        head += [f"hours, {several}", "GiB fp32", "GiB bf16", f"GiB bf16, each of {several}"]
-        print(f"\n{table(head, rows)}\n")
+        show("experiments", table(experiments_head(assumed), rows), arguments.page)
     meter.memory = False
+    sums = []
     for name in arguments.suite:
         groups = of_suite(name, meter, arguments.seeds)
         found["suites"][name] = [
             {**vars(group), "hours": [assumed.hours(group.flops, gpus) for gpus in (1, assumed.gpus)]}
             for group in groups
         ]
-        lines = [
+        sums += [
             [
-                group.name, f"{group.runs} + {group.bases}", f"{group.flops / 1e18:.1f}",
+                name, group.name, f"{group.runs} + {group.bases}", f"{group.flops / 1e18:.1f}",
                 *(f"{assumed.hours(group.flops, gpus):.1f}" for gpus in (1, assumed.gpus)),
             ]
             for group in groups
         ]
-        print(table([name, "runs + base models", "EFLOPs", "hours, one GPU", f"hours, {assumed.gpus} GPUs"], lines))
+    if sums:
+        head = ["suite", "table", "runs + base models", "EFLOPs", f"hours, {assumed.gpu}"]
+        show("suites", table([*head, f"hours, {assumed.gpus} GPUs"], sums), arguments.page)
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(found, indent=1) + "\n")
 

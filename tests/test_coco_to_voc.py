@@ -34,7 +34,11 @@ def test_the_suite_is_the_papers_table() -> None:
     path = find_suite(str(CONFIGS / "suites/coco-to-voc.yaml"))
     suite = load_suite(path)
     rows = {row.entry.name: row for row in resolve(suite, path)}
-    paper = {name: row.entry.paper.by_column() for name, row in rows.items() if row.entry.paper is not None}
+    masks = {name: row.entry.paper.by_column() for name, row in rows.items() if row.supervision == "pixel"}
+    assert list(masks) == ["FT", "LwF", "ILT", "MiB", "PLOP"]
+    assert masks["MiB"] == {"old": 34.9, "new": 47.8, "all": 38.7, "voc-val new": 73.2}
+    weak = {name: row for name, row in rows.items() if row.supervision == "image"}
+    paper = {name: row.entry.paper.by_column() for name, row in weak.items() if row.entry.paper is not None}
     assert paper["FMWISS"] == {"old": 39.9, "new": 44.7, "all": 41.6, "voc-val new": 63.6}
     assert paper["WILSON"] == {"old": 39.8, "new": 41.0, "all": 40.6, "voc-val new": 55.7}
     assert list(paper) == ["CAM", "SEAM", "SS", "EPS", "WILSON", "FMWISS"]
@@ -80,7 +84,14 @@ def test_from_the_archives_to_the_papers_layout(
                         "paper": {"old": 39.9, "new": 44.7, "all": 41.6, "further": {"voc-val new": 63.6}},
                     },
                 ],
-            }
+            },
+            {
+                "name": "COCO-to-VOC, from masks",
+                "supervision": "pixel",
+                "further": ["voc-val new"],
+                "overrides": TINY,
+                "entries": [{"name": "MiB", "config": str(CONFIGS / "coco-to-voc/mib.yaml")}],
+            },
         ],
     }
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
@@ -113,6 +124,12 @@ def test_from_the_archives_to_the_papers_layout(
     assert run(["evaluate", str(folder), "--data", str(data), "--split", "voc-val", "--json"]) == 0
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert again["iou"] == pytest.approx(last["also"]["voc-val"]["iou"], abs=1e-6, nan_ok=True)
+
+    # the same photographs, with VOC's masks in place of tags
+    assert run([*arguments, "--supervision", "pixel"]) == 0, capsys.readouterr().err
+    (folder,) = (out / "runs").glob("*mib-*/seed0")
+    last = json.loads((folder / "step1/evaluation.json").read_text())
+    assert last["training_images"] == 5 and last["also"]["voc-val"]["images"] == len(VOC_VAL) and len(last["iou"]) == 81
 
 
 def test_a_column_of_a_list_that_is_not_compared_is_refused(

@@ -8,7 +8,9 @@ import math
 import os
 import pickle
 import shutil
+import tracemalloc
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +262,30 @@ class TestFillStore:
         setup.fill()
         assert {shape[1:] for shape in setup.vision.shapes} == {(3, 48, 64)}
         assert {shape[1:] for shape in setup.attention.shapes} == {(3, 72, 96), (3, 64, 96)}
+
+    def test_little_is_kept_of_a_photograph_until_its_turn(self, setup: Setup) -> None:
+        """Of all photographs the survey is in memory at once: 20,000 may take some megabytes, not tens of them."""
+        n, photograph = 3000, setup.source.image_path(setup.ids[0])
+
+        class Many:
+            def image_path(self, image_id: str) -> Path:
+                return photograph
+
+            def image_size(self, image_id: str) -> tuple[int, int]:
+                return 72 + len(image_id) % 2, 96
+
+        ids = [f"photograph {number}" for number in range(n)]
+        tags = dict.fromkeys(ids, frozenset(CLASSES[:2]))
+        survey = fmwiss.pseudo_masks._Survey(setup.store, Many(), tags, CLASSES, 16, 8)  # type: ignore[arg-type]
+        with ThreadPoolExecutor(2) as pool:
+            tracemalloc.start()
+            try:
+                jobs = list(fmwiss.pseudo_masks._mapped(pool, survey, ids))
+                kept, peak = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+        assert [job.image_id for job in jobs if job is not None] == ids  # type: ignore[union-attr]
+        assert kept / n < 400 and peak - kept < 1_000_000
 
     def test_photographs_without_a_tag_of_these_classes_are_left_out(self, setup: Setup) -> None:
         expected = [image_id for image_id in setup.ids if "sheep" in setup.tags[image_id]]

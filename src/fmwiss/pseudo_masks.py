@@ -58,6 +58,9 @@ _LOG_RANGE = 16.0
 _HEADER_BYTES = 4096
 """Room left for a file's header, beside the class names in it."""
 
+_AHEAD = 256
+"""Photographs that are surveyed ahead of the one that is needed."""
+
 _STALE_SECONDS = 3600
 """Age after which a temporary file belongs to nobody any more."""
 
@@ -379,12 +382,12 @@ def working_size(height: int, width: int, input_size: int, stride: int) -> tuple
     return max(1, round(height * factor)) * stride, max(1, round(width * factor)) * stride
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Job:
-    """One photograph to be shown to the models."""
+    """One photograph to be shown to the models; of all there is one, so that they share what they have in common."""
 
     image_id: str
-    path: Path
+    digest: str
     classes: tuple[str, ...]
     stored: bool
     vision_sizes: tuple[Size, ...]
@@ -440,7 +443,7 @@ def fill_store(
     """
     survey = _Survey(store, source, tags, tuple(classes), vision_language.stride, self_supervised.patch_size)
     with ThreadPoolExecutor(loader_threads) as loaders, ThreadPoolExecutor(1) as writer:
-        jobs = [job for job in loaders.map(survey, dict.fromkeys(ids)) if job is not None]
+        jobs = [job for job in _mapped(loaders, survey, dict.fromkeys(ids)) if job is not None]
         batches = [batch for batch in _batches(jobs, batch_size) if not all(job.stored for job in batch)]
         model: _FrozenModels | _PlusModels
         if store.plus is None:
@@ -454,7 +457,8 @@ def fill_store(
             for batch, images in _prefetched(loaders, batches, partial(_load, source)):
                 for job, evidence in zip(batch, model(batch, images), strict=True):
                     if not job.stored:
-                        written.append(writer.submit(write_evidence, job.path, evidence))
+                        path = store.path(job.image_id, job.digest)
+                        written.append(writer.submit(write_evidence, path, evidence))
                     yield job
                 while len(written) > 2 * batch_size:
                     written.popleft().result()
@@ -486,6 +490,7 @@ class _Survey:
         vision, patches = (store.identity[model]["input_size"] for model in ("vision_language", "self_supervised"))
         self.vision = _inputs(vision, (1.0,) if plus is None else plus.score_scales), vision_stride
         self.patches = _inputs(patches, (1.0,) if plus is None else plus.feature_scales), patch_stride
+        self._shared: dict[Any, Any] = {}
 
     def __call__(self, image_id: str) -> _Job | None:
         classes = tuple(name for name in self.classes if name in self.tags[image_id])
@@ -499,22 +504,27 @@ class _Survey:
         height, width = self.source.image_size(image_id)
         digest = hashlib.blake2b(content, digest_size=8).hexdigest()
         self.store.choose(image_id, digest)
-        path = self.store.path(image_id, digest)
         try:
-            there = read_evidence(path, self.store.kind).classes
+            there = read_evidence(self.store.path(image_id, digest), self.store.kind).classes
         except (FileNotFoundError, DamagedFile):
             there = ()
         # where classes compete, scores of more of them are other scores
         competing = "classes" in self.store.identity
         stored = set(classes) == set(there) if competing else set(classes) <= set(there)
+        wanted = there if stored else (*classes, *(n for n in there if n not in classes and not competing))
         return _Job(
             image_id,
-            path,
-            there if stored else (*classes, *(n for n in there if n not in classes and not competing)),
+            digest,
+            self._share(wanted),
             stored,
-            _sizes(height, width, *self.vision),
-            _sizes(height, width, *self.patches),
+            self._share(_sizes(height, width, *self.vision)),
+            self._share(_sizes(height, width, *self.patches)),
         )
+
+    def _share(self, value: T) -> T:
+        """The first value that equals this one, so that equal ones of many photographs are one in memory."""
+        shared: T = self._shared.setdefault(value, value)
+        return shared
 
 
 def _inputs(input_size: int, scales: Sequence[float]) -> tuple[int, ...]:
@@ -543,6 +553,17 @@ def _load(source: PhotographSource, job: _Job) -> _Views:
         [resize(image, list(size), antialias=True) for size in sizes] for sizes in (job.vision_sizes, job.patch_sizes)
     )
     return _Views(vision, patches)
+
+
+def _mapped(pool: ThreadPoolExecutor, function: Callable[[str], T], items: Iterable[str]) -> Iterator[T]:
+    """As ``pool.map``, which makes a future of every item at once: a kilobyte and more for each photograph."""
+    waiting: deque[Future[T]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) == _AHEAD:
+            yield waiting.popleft().result()
+    for future in waiting:
+        yield future.result()
 
 
 def _prefetched(

@@ -70,7 +70,7 @@ class Method(nn.Module, ABC):
         """
         return self.training_step(Batch(**batch), generator)
 
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
+    def extent(self, batch: Batch) -> dict[str, Tensor]:
         """How much a batch has of what each named loss is a mean over, such as pixels: scalars, the same names always.
 
         By these the parts of a batch that is spread over processes, or accumulated, make up the whole (see

@@ -39,7 +39,7 @@ class CIL(DistillingMethod):
             "distillation": self.options.distillation * self.distillation(logits, old, unlabelled & valid),
         }
 
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
+    def extent(self, batch: Batch) -> dict[str, Tensor]:
         labels, valid = self.labels(batch)
         unlabelled = _unlabelled(labels)
         return {"new_ce": (~unlabelled).sum(), "distillation": (unlabelled & valid).sum()}

@@ -65,7 +65,7 @@ class FineTuning(Method):
         target = torch.zeros_like(logits).scatter_(1, labels[:, None], 1.0)
         return {"all_bce": self.bce(logits, target, valid[:, None])}
 
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
+    def extent(self, batch: Batch) -> dict[str, Tensor]:
         pixels = thin(batch.valid, self.options.loss_stride).sum()
         return {"all_bce": pixels, "all_ce": pixels}
 

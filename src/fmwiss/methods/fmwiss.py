@@ -120,7 +120,7 @@ class FMWISS(Method):
             losses["all_bce"] = self.bce(student_logits, target, truth.valid)
         return losses
 
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
+    def extent(self, batch: Batch) -> dict[str, Tensor]:
         truth = Guidance.of(batch, self.options.loss_stride)
         pixels = truth.valid.sum()
         counts = {"new_bce": self._counted(truth).sum(), "old_bce": pixels, "all_bce": pixels}

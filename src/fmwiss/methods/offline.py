@@ -82,7 +82,7 @@ class Locator(Method):
         total = F.binary_cross_entropy_with_logits(pooled, tags.to(pooled.dtype), weight, reduction="sum")
         return total / weight.sum().clamp(min=1)
 
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
+    def extent(self, batch: Batch) -> dict[str, Tensor]:
         if self.options.untagged_absent:
             return {}
         assert batch.tags is not None
@@ -167,7 +167,7 @@ class Offline(Method):
         logits = resize_logits(self.student(batch.image), size)
         return {"all_bce": self.bce(logits, hard_target(pseudo, old), counted)}
 
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
+    def extent(self, batch: Batch) -> dict[str, Tensor]:
         assert batch.tags is not None
         return {"all_bce": self._counted(batch, batch.tags)[1].sum()}
 

@@ -59,7 +59,7 @@ class PixelMethod(Method):
         labels, valid = thin(batch.mask, self.stride), thin(batch.valid, self.stride)
         return labels.masked_fill(~valid, IGNORED), valid
 
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
+    def extent(self, batch: Batch) -> dict[str, Tensor]:
         """By the names that losses on pixels have in these methods."""
         labels, valid = self.labels(batch)
         labelled, pixels = (labels != IGNORED).sum(), valid.sum()

@@ -129,7 +129,7 @@ class RECALL(DistillingMethod):
             losses["helper_ce"] = self.cross_entropy(resized(self.helper(features[own].detach()), classes), classes)
         return losses
 
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
+    def extent(self, batch: Batch) -> dict[str, Tensor]:
         assert batch.replayed is not None
         labels, _ = self.labels(batch)
         return {"ce": (labels != IGNORED).sum(), "helper_ce": (labels[~batch.replayed] != IGNORED).sum()}

@@ -59,7 +59,7 @@ class Supervised(Method):
         target = torch.zeros_like(logits).scatter_(1, labels, 1.0)
         return {"base_bce": self.bce(logits, target, counted[:, None])}
 
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
+    def extent(self, batch: Batch) -> dict[str, Tensor]:
         pixels = self._counted(batch)[1].sum()
         return {"base_bce": pixels, "base_ce": pixels}
 

@@ -121,7 +121,7 @@ class WILSON(Method):
         losses["all_bce"] = self.segmentation(self.student.decode(features)[0], target, valid & whole[:, :, None, None])
         return losses
 
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
+    def extent(self, batch: Batch) -> dict[str, Tensor]:
         """Of the student's loss with a localizer it is not known before it is computed which photographs count."""
         assert batch.tags is not None
         options = self.options

@@ -114,10 +114,12 @@ def _checkpointed(block: nn.Module) -> Callable[..., Any]:
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
     """Inside, batch norm normalises by the batch and leaves its running statistics alone."""
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]  # type: ignore[union-attr]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum = 0.0  # of the batch's statistics in the running ones
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, seen) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(seen)  # type: ignore[union-attr]

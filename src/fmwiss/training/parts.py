@@ -63,7 +63,7 @@ def part_weights(method: Method, parts: Sequence[Batch], processes: Processes) -
 
     Under ``photographs`` that of losses that the method does not count.
     """
-    counts = [{_PHOTOGRAPHS: torch.tensor(len(part.ids), device=part.image.device), **method.counts(part)}
+    counts = [{_PHOTOGRAPHS: torch.tensor(len(part.ids), device=part.image.device), **method.extent(part)}
               for part in parts]  # fmt: skip
     names = list(counts[0])
     table = torch.stack([torch.stack([count[name].float() for name in names]) for count in counts])

@@ -1,23 +1,35 @@
 """Two processes of one job; started by training/test_processes.py: ``two_processes.py PLAN.json``.
 
-The plan is a mapping: ``train``, the words of a command ``fmwiss train``; ``kill``, of which process and before which
-iteration of which step it kills itself, if it does; ``checks``, a folder for what the processes find together when they
-have trained, and ``data`` for it.
+The plan is a list of attempts, made one after the other; what came of them, exit codes and what was said on standard
+error, is printed as one JSON list. An attempt is a mapping:
+
+- ``train``: words of a command ``fmwiss train``;
+- ``processes``: the processes that are started for it, each with its environment variables; those that a process starts
+  itself, with ``--devices``, come on top;
+- ``kill``: which process kills itself, and before which iteration of which step; optional;
+- ``checks``: a folder for what the processes find together when they have trained, and ``data`` for it; optional.
+
+Every process is a fork of this one, which itself only imports: importing takes longer than all that they do.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
+import time
+import traceback
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.launchers import subprocess_script
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -31,6 +43,7 @@ from fmwiss.processes import Processes
 from fmwiss.training import loop
 from fmwiss.training.launch import build_fabric
 from fmwiss.training.parts import accumulate_gradients
+from test_pseudo_masks import Setup
 
 CLASSES = (("aeroplane", "bicycle"), ("sheep", "sofa"))
 SIDE = 48
@@ -94,16 +107,11 @@ GRADIENTS = {"fmwiss": 1, "supervised": 2}
 """Methods, and into how many parts a process cuts its photographs."""
 
 
-def check(data: Path, out: Path) -> None:
+def check(data: Path, out: Path, fabric: Fabric) -> None:
     """Fill a store together, and compute gradients together."""
-    from test_pseudo_masks import Setup
-
-    setup, processes = Setup(data, out / "store"), Processes.of_this_job()
+    processes = Processes.of_this_job()
+    setup = Setup(data, out / "store")
     written = processes.gather(setup.fill(processes=processes))
-    setup.fill(processes=processes)
-    fabric = build_fabric("auto" if "TORCHELASTIC_RUN_ID" in os.environ else 2 // int(os.environ.get("NODES", 1)),
-                          "32-true", int(os.environ.get("NODES", 1)))  # fmt: skip
-    fabric.launch()
     for name, n_parts in GRADIENTS.items():
         found = gradients(fabric, name, n_parts)
         if processes.is_first:
@@ -114,7 +122,7 @@ def check(data: Path, out: Path) -> None:
 
 
 def kill_before(rank: int, step: int, number: int, out: Path) -> None:
-    """Let a process of this rank kill itself before an iteration."""
+    """Let the process of this rank kill itself before an iteration."""
     schedule = loop.poly_factor
 
     def poly_factor(iteration: int, *rest: Any) -> float:
@@ -126,16 +134,72 @@ def kill_before(rank: int, step: int, number: int, out: Path) -> None:
     loop.poly_factor = poly_factor
 
 
-def main() -> int:
-    torch.set_num_threads(1)
-    plan = json.loads(Path(sys.argv[1]).read_text())
-    if plan.get("kill"):
-        kill_before(**plan["kill"], out=Path(plan["out"]))
-    code = command(plan["train"])
-    if code == 0 and plan.get("checks"):
-        check(Path(plan["data"]), Path(plan["checks"]))
+def take_part(attempt: dict[str, Any]) -> int:
+    """What every process of an attempt does; returns its exit code."""
+    if attempt.get("kill"):
+        kill_before(**attempt["kill"], out=Path(attempt["out"]))
+    code = command(attempt["train"])
+    if code == 0 and attempt.get("checks"):
+        fabric = build_fabric("auto", "32-true", len(attempt["processes"]))
+        fabric.launch()
+        check(Path(attempt["data"]), Path(attempt["checks"]), fabric)
     return code
 
 
+class Fork:
+    """In place of ``subprocess.Popen``: a fork that takes part in the attempt."""
+
+    def __init__(self, attempt: dict[str, Any], environment: dict[str, str], error: int) -> None:
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                os.dup2(error, 2)
+                os.environ.update(environment)
+
+                def another(_: object, env: dict[str, str], cwd: object) -> Fork:
+                    return Fork(attempt, env, error)
+
+                subprocess_script.subprocess = SimpleNamespace(Popen=another)
+                code = take_part(attempt)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            found, status = os.waitpid(self.pid, os.WNOHANG)
+            if found:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self) -> int:
+        while self.poll() is None:
+            time.sleep(0.01)
+        assert self.returncode is not None
+        return self.returncode
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def make(attempt: dict[str, Any]) -> dict[str, Any]:
+    """Start the processes; when all of them have ended, also those that they have started, say how."""
+    reading, writing = os.pipe()
+    forks = [Fork(attempt, environment, writing) for environment in attempt["processes"]]
+    os.close(writing)
+    with os.fdopen(reading, errors="replace") as said:
+        text = said.read()  # to the end of the last one that could write
+    return {"codes": [fork.wait() for fork in forks], "error": text}
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    torch.set_num_threads(1)
+    with contextlib.redirect_stdout(sys.stderr):
+        ends = [make(attempt) for attempt in json.loads(Path(sys.argv[1]).read_text())]
+    print(json.dumps(ends))

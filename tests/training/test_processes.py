@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,50 +27,57 @@ from fmwiss.reporting.records import Gallery
 from test_pseudo_masks import Setup
 from two_processes import GRADIENTS, gradients
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch has no distributed package here")
+pytestmark = pytest.mark.skipif(
+    not (torch.distributed.is_available() and hasattr(os, "fork")), reason="no processes that are forks and connected"
+)
 
-GO_ON = "the same command goes on where it was."
+@pytest.fixture(scope="module")
+def folder(
+    shared_experiment: dict[str, Any], tiny_voc: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A run in ``run``, trained by what takes itself for two nodes of one process each, without an interruption.
 
-
-@dataclass(frozen=True)
-class Job:
-    """A run that is trained by two processes, however they are started.
-
-    Args:
-        folder: for plans, and the run in ``run``.
-        data: the photographs.
+    The same one in ``lost``, trained by two processes that the command starts itself, of which the second is killed;
+    then the first; at last by processes that say that torchrun has started them. In ``checks`` what the nodes found
+    beside that, and how the attempts ended in ``ends.json``.
     """
+    folder = tmp_path_factory.mktemp("processes")
+    training = shared_experiment["training"]
+    steps = {**training["steps"], "batch_size": 4}
+    values = {**shared_experiment, "training": {**training, "validate_every": 1, "steps": steps}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    (folder / "checks").mkdir()
 
-    folder: Path
-    data: Path
+    def attempt(name: str, *words: object, processes: list[dict[str, object]], **options: Any) -> dict[str, Any]:
+        train = ["train", folder / "config.yaml", "--data", tiny_voc, "--out", folder / name, *words]
+        return {
+            "train": [str(word) for word in train],
+            "out": str(folder / name),
+            "processes": [{key: str(value) for key, value in one.items()} for one in processes],
+            **options,
+        }
 
-    @property
-    def run(self) -> Path:
-        return self.folder / "run"
-
-    def plan(self, name: str, *words: object, **options: Any) -> str:
-        """The file of a plan for ``two_processes.py``."""
-        config = self.folder / "config.yaml"
-        train = ["train", config, "--data", self.data, "--out", self.run, *words]
-        plan = {"train": [str(word) for word in train], "out": str(self.run), "data": str(self.data), **options}
-        path = self.folder / f"{name}.json"
-        path.write_text(json.dumps(plan, default=str))
-        return str(path)
-
-    def start(self, *words: object, **environment: object) -> subprocess.Popen[str]:
-        """A process of ``python WORDS``."""
-        variables = {**os.environ, **{name: str(value) for name, value in environment.items()}}
-        line = [sys.executable, *map(str, words)]
-        return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables)
-
-
-def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Exit code and standard error, when the process, and all that it has started, have ended."""
-    try:
-        error = process.communicate(timeout=900)[1]
-    finally:
-        process.kill()
-    return process.returncode, error
+    first, last = ({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()} for _ in range(2))
+    of_two = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}
+    nodes: list[dict[str, object]] = [{**first, "NODE_RANK": rank} for rank in range(2)]
+    by_torchrun: list[dict[str, object]] = [{**last, **of_two, "RANK": rank, "LOCAL_RANK": rank} for rank in range(2)]
+    checks = {"checks": str(folder / "checks"), "data": str(tiny_voc)}
+    second_lost, first_lost = {"rank": 1, "step": 0, "number": 3}, {"rank": 0, "step": 1, "number": 3}
+    plan = [
+        attempt("run", "--num-nodes", 2, processes=nodes, **checks),
+        attempt("lost", "--devices", 2, processes=[{}], kill=second_lost),
+        attempt("lost", "--devices", 2, processes=[{}], kill=first_lost),
+        attempt("lost", processes=by_torchrun),
+    ]
+    (folder / "plan.json").write_text(json.dumps(plan))
+    command = [sys.executable, two_processes.__file__, str(folder / "plan.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3000, check=False)
+    assert done.returncode == 0, done.stderr
+    (folder / "ends.json").write_text(done.stdout)
+    ends = json.loads(done.stdout)
+    assert ends[0]["codes"] == [0, 0], ends[0]["error"]
+    assert ends[3]["codes"] == [0, 0], ends[3]["error"]
+    return folder
 
 
 def free_port() -> int:
@@ -80,31 +86,9 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def make_job(folder: Path, data: Path, experiment: dict[str, Any]) -> Job:
-    training = experiment["training"]
-    steps = {**training["steps"], "batch_size": 4}
-    values = {**experiment, "training": {**training, "validate_every": 1, "steps": steps}}
-    (folder / "config.yaml").write_text(yaml.safe_dump(values))
-    return Job(folder, data)
-
-
 @pytest.fixture(scope="module")
-def job(shared_experiment: dict[str, Any], tiny_voc: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """Trained by what takes itself for two nodes of one process each, without an interruption."""
-    job = make_job(tmp_path_factory.mktemp("processes"), tiny_voc, shared_experiment)
-    (job.folder / "checks").mkdir()
-    plan = job.plan("nodes", "--devices", 1, "--num-nodes", 2, checks=job.folder / "checks")
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "NODES": 2}
-    nodes = [job.start(two_processes.__file__, plan, **place, NODE_RANK=rank) for rank in (0, 1)]
-    for node in nodes:
-        code, error = finished(node)
-        assert code == 0, error
-    return job
-
-
-@pytest.fixture(scope="module")
-def run(job: Job) -> Path:
-    return job.run
+def run(folder: Path) -> Path:
+    return folder / "run"
 
 
 @pytest.mark.parametrize("step", [0, 1])
@@ -157,9 +141,9 @@ def test_the_student_stands_still_in_the_warm_up_and_learns_after_it(run: Path) 
 
 
 @pytest.mark.parametrize("name", GRADIENTS)
-def test_the_gradient_is_that_of_one_process_for_the_same_photographs(job: Job, name: str) -> None:
+def test_the_gradient_is_that_of_one_process_for_the_same_photographs(folder: Path, name: str) -> None:
     """Batch norm on frozen statistics; seven photographs, so that shares and parts are of different sizes."""
-    both = load_file(job.folder / "checks" / f"{name}.safetensors")
+    both = load_file(folder / "checks" / f"{name}.safetensors")
     one = gradients(Fabric(accelerator="cpu", devices=1), name, 1)
     assert both.keys() == one.keys() and len(one) > 20
     for parameter, gradient in one.items():
@@ -168,65 +152,45 @@ def test_the_gradient_is_that_of_one_process_for_the_same_photographs(job: Job, 
     assert max(float(gradient.abs().max()) for gradient in one.values()) > 1e-2
 
 
-def test_a_store_that_two_have_filled_is_that_of_one_byte_for_byte(job: Job, tmp_path: Path) -> None:
-    one = Setup(job.data, tmp_path)
-    assert json.loads((job.folder / "checks/written.json").read_text()) == [one.fill()] * 2
-    both = job.folder / "checks/store" / one.store.folder.name
+def test_a_store_that_two_have_filled_has_the_bytes_of_one(folder: Path, tiny_voc: Path, tmp_path: Path) -> None:
+    one = Setup(tiny_voc, tmp_path)
+    assert json.loads((folder / "checks/written.json").read_text()) == [one.fill()] * 2
+    both = folder / "checks/store" / one.store.folder.name
     files = {path.name: path.read_bytes() for path in one.store.folder.iterdir()}
     assert files == {path.name: path.read_bytes() for path in both.iterdir()} and len(files) > 16
 
 
-# ------------------------------------------------------------------------------------------------- when one is lost
+# ---------------------------------------------------------------------------------------------------- when one is lost
 
 
-@dataclass(frozen=True)
-class Ends:
-    """How the attempts ended: exit code and standard error."""
-
-    first: tuple[int, str]
-    second: tuple[int, str]
-    third: tuple[int, str]
-
-
-@pytest.fixture(scope="module")
-def lost(job: Job, shared_experiment: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Ends]:
-    """The same run, in which the second process is killed, then the first one; at last started by torchrun."""
-    again = make_job(tmp_path_factory.mktemp("lost"), job.data, shared_experiment)
-    script = two_processes.__file__
-    ends = []
-    for number, kill in enumerate(({"rank": 1, "step": 0, "number": 3}, {"rank": 0, "step": 1, "number": 3})):
-        plan = again.plan(f"killed{number}", "--devices", 2, kill=kill)
-        ends.append(finished(again.start(script, plan)))
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", free_port())
-    ends.append(finished(again.start(*launcher, script, again.plan("torchrun"))))
-    return again, Ends(*ends)
-
-
-def test_a_killed_process_ends_the_job_with_a_sentence(lost: tuple[Job, Ends]) -> None:
-    code, error = lost[1].first
-    sentence = f"fmwiss: process 1 of the run was killed by SIGKILL, so the others were ended; {GO_ON}"
-    assert code == 1 and error.count("fmwiss: ") == 1 and sentence in error.splitlines() and "Traceback" not in error
-
-
-def test_so_does_the_first_one(lost: tuple[Job, Ends]) -> None:
-    code, error = lost[1].second
-    sentence = f"fmwiss: process 0 of the run was killed, so the others were ended; {GO_ON}"
-    assert code == -9 and error.count("fmwiss: ") == 1 and sentence in error.splitlines() and "Traceback" not in error
+@pytest.mark.parametrize(
+    ("attempt", "code", "sentence"),
+    [
+        (1, 1, "process 1 of the run was killed by SIGKILL, so the others were ended"),
+        (2, -9, "process 0 of the run was killed, so the others were ended"),
+    ],
+)
+def test_a_killed_process_ends_the_job_with_a_sentence(folder: Path, attempt: int, code: int, sentence: str) -> None:
+    end = json.loads((folder / "ends.json").read_text())[attempt]
+    said = [line for line in end["error"].splitlines() if line.startswith("fmwiss: ")]
+    assert end["codes"] == [code] and "Traceback" not in end["error"], end["error"]
+    assert said == [f"fmwiss: {sentence}; the same command goes on where it was."]
 
 
 @pytest.mark.parametrize("step", [0, 1])
-def test_the_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(
-    lost: tuple[Job, Ends], run: Path, step: int
-) -> None:
-    again, ends = lost
-    assert ends.third[0] == 0, ends.third[1]
-    straight, resumed = (load_file(path / f"step{step}/model.safetensors") for path in (run, again.run))
+def test_the_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(folder: Path, step: int) -> None:
+    straight, resumed = (load_file(folder / name / f"step{step}/model.safetensors") for name in ("run", "lost"))
     assert straight.keys() == resumed.keys()
     assert [name for name in straight if not torch.equal(straight[name], resumed[name])] == []
 
 
-def test_an_error_of_both_is_told_once(job: Job) -> None:
-    process = job.start("-c", "from fmwiss.cli import main; main()", "train", job.folder / "config.yaml", "--data",
-                        job.data, "--out", job.run, "--devices", 2, "--set", "training.seed=7")  # fmt: skip
-    code, error = finished(process)
-    assert code == 2 and error.count("fmwiss: ") == 1 and "was started with training.seed = 0" in error, error
+def test_an_error_of_both_is_told_once(folder: Path, tiny_voc: Path, tmp_path: Path) -> None:
+    """Two processes as users start them."""
+    words = ["train", folder / "config.yaml", "--data", tiny_voc, "--out", folder / "run", "--devices", 2,
+             "--set", "training.seed=7"]  # fmt: skip
+    program = tmp_path / "program.py"
+    program.write_text("from fmwiss.cli import main; main()")
+    command = [sys.executable, str(program), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3000, check=False)
+    assert done.returncode == 2 and done.stderr.count("fmwiss: ") == 1, done.stderr
+    assert "was started with training.seed = 0 but 7 is asked for now" in done.stderr

@@ -126,14 +126,6 @@ def test_what_is_compiled() -> None:
     assert list(module._networks(method)) == [*expected, method.teacher]
 
 
-def test_both_at_once_are_refused() -> None:
-    with (
-        pytest.raises(UserError, match=r"training.compile and training.activation_checkpointing exclude each other"),
-        forwards(make_method("supervised"), compiled=True, checkpointed=True),
-    ):
-        pass
-
-
 def test_an_encoder_without_blocks_is_told() -> None:
     method = make_method("supervised")
     method.student.encoder = nn.Conv2d(3, 8, 3)

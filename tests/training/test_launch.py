@@ -82,6 +82,8 @@ def test_what_a_cpu_cannot_do_is_told() -> None:
     check_hardware(fabric, TrainingConfig())
     with pytest.raises(UserError, match=r"^training.sync_batch_norm: .* CUDA alone, and this run computes on a CPU"):
         check_hardware(fabric, TrainingConfig(sync_batch_norm=True))
+    with pytest.raises(UserError, match=r"training.compile and training.activation_checkpointing exclude each other"):
+        check_hardware(fabric, TrainingConfig(compile=True, activation_checkpointing=True))
 
 
 def test_alone_there_is_nothing_to_share() -> None:

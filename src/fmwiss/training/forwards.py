@@ -39,17 +39,12 @@ def forwards(method: Method, compiled: bool, checkpointed: bool) -> Iterator[Non
         method: whose student, frozen models and extra heads they are.
         compiled: by ``torch.compile``: encoders, decoders and extra heads.
         checkpointed: the blocks of the student's encoder keep their input alone, and are computed again in the backward
-            pass; the statistics of batch norm follow each batch once.
+            pass; the statistics of batch norm follow each batch once. Not together with ``compiled``.
 
     Raises:
-        UserError: both are asked for, or the encoder has no blocks.
+        UserError: the encoder has no blocks.
     """
     changed: dict[nn.Module, Callable[..., Any]] = {}
-    if compiled and checkpointed:
-        raise UserError(
-            "training.compile and training.activation_checkpointing exclude each other, as the compiler decides itself "
-            "what it computes again; set one of them"
-        )
     if compiled:
         for module in _networks(method):
             changed[module] = torch.compile(module.forward, backend=COMPILER)

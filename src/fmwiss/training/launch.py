@@ -96,7 +96,12 @@ def at_work(
 
 
 def check_hardware(fabric: Fabric, options: TrainingConfig) -> None:
-    """Raise UserError where the training asks for what this machine cannot do."""
+    """Raise UserError where the training asks for what this machine, or torch, cannot do."""
+    if options.compile and options.activation_checkpointing:
+        raise UserError(
+            "training.compile and training.activation_checkpointing exclude each other, as the compiler decides itself "
+            "what it computes again; set one of them"
+        )
     if options.sync_batch_norm and fabric.device.type != "cuda":
         raise UserError(
             f"training.sync_batch_norm: torch has synchronised batch norm for CUDA alone, and this run computes on a "

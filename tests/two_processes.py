@@ -1,9 +1,9 @@
 """Two processes of one job; started by training/test_processes.py: ``two_processes.py PLAN.json``.
 
 The plan is a list of attempts, made one after the other; what came of them, exit codes and what was said on standard
-error, is printed as one JSON list. An attempt is a mapping:
+output and error, is printed as one JSON list. An attempt is a mapping:
 
-- ``train``: words of a command ``fmwiss train``;
+- ``words``: of a command of ``fmwiss``;
 - ``processes``: the processes that are started for it, each with its environment variables; those that a process starts
   itself, with ``--devices``, come on top;
 - ``kill``: which process kills itself, and before which iteration of which step; optional;
@@ -14,7 +14,6 @@ Every process is a fork of this one, which itself only imports: importing takes 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -138,7 +137,7 @@ def take_part(attempt: dict[str, Any]) -> int:
     """What every process of an attempt does; returns its exit code."""
     if attempt.get("kill"):
         kill_before(**attempt["kill"], out=Path(attempt["out"]))
-    code = command(attempt["train"])
+    code = command(attempt["words"])
     if code == 0 and attempt.get("checks"):
         fabric = build_fabric("auto", "32-true", len(attempt["processes"]))
         fabric.launch()
@@ -149,17 +148,18 @@ def take_part(attempt: dict[str, Any]) -> int:
 class Fork:
     """In place of ``subprocess.Popen``: a fork that takes part in the attempt."""
 
-    def __init__(self, attempt: dict[str, Any], environment: dict[str, str], error: int) -> None:
+    def __init__(self, attempt: dict[str, Any], environment: dict[str, str], said: int) -> None:
         self.returncode: int | None = None
         self.pid = os.fork()
         if self.pid == 0:
             code = 1
             try:
-                os.dup2(error, 2)
+                os.dup2(said, 1)
+                os.dup2(said, 2)
                 os.environ.update(environment)
 
                 def another(_: object, env: dict[str, str], cwd: object) -> Fork:
-                    return Fork(attempt, env, error)
+                    return Fork(attempt, env, said)
 
                 subprocess_script.subprocess = SimpleNamespace(Popen=another)
                 code = take_part(attempt)
@@ -195,11 +195,9 @@ def make(attempt: dict[str, Any]) -> dict[str, Any]:
     os.close(writing)
     with os.fdopen(reading, errors="replace") as said:
         text = said.read()  # to the end of the last one that could write
-    return {"codes": [fork.wait() for fork in forks], "error": text}
+    return {"codes": [fork.wait() for fork in forks], "said": text}
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with contextlib.redirect_stdout(sys.stderr):
-        ends = [make(attempt) for attempt in json.loads(Path(sys.argv[1]).read_text())]
-    print(json.dumps(ends))
+    print(json.dumps([make(attempt) for attempt in json.loads(Path(sys.argv[1]).read_text())]))

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 import yaml
 from lightning_fabric import Fabric
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import two_processes
+from fmwiss.cli import run as command
 from fmwiss.config import load_config
 from fmwiss.data.protocols import Protocol
 from fmwiss.data.voc import VOCSource
@@ -44,14 +46,28 @@ def folder(
     folder = tmp_path_factory.mktemp("processes")
     training = shared_experiment["training"]
     steps = {**training["steps"], "batch_size": 4}
-    values = {**shared_experiment, "training": {**training, "validate_every": 1, "steps": steps}}
+    foundation = {
+        "source": "true-masks",  # of train; pseudo-masks makes them of these
+        "vision_language": {"name": "imagenet-names", "model": "test_efficientnet", "tag": None, "input_size": 96},
+        "self_supervised": {"model": "test_vit", "input_size": 96},
+    }
+    values = {
+        **shared_experiment,
+        "training": {**training, "validate_every": 1, "steps": steps},
+        "cosegmentation": foundation,
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
     (folder / "checks").mkdir()
+    (folder / "weights").mkdir()
+    torch.manual_seed(0)
+    for name in ("test_efficientnet", "test_vit"):
+        save_file(timm.create_model(name).state_dict(), folder / "weights" / f"{name}.safetensors")
 
     def attempt(name: str, *words: object, processes: list[dict[str, object]], **options: Any) -> dict[str, Any]:
-        train = ["train", folder / "config.yaml", "--data", tiny_voc, "--out", folder / name, *words]
+        kind = "train" if name in ("run", "lost") else name
+        command = [kind, folder / "config.yaml", "--data", tiny_voc, "--out", folder / name, *words]
         return {
-            "train": [str(word) for word in train],
+            "words": [str(word) for word in command],
             "out": str(folder / name),
             "processes": [{key: str(value) for key, value in one.items()} for one in processes],
             **options,
@@ -68,6 +84,7 @@ def folder(
         attempt("lost", "--devices", 2, processes=[{}], kill=second_lost),
         attempt("lost", "--devices", 2, processes=[{}], kill=first_lost),
         attempt("lost", processes=by_torchrun),
+        attempt("pseudo-masks", "--devices", 2, *masks_of(folder), "--cache", folder / "both", processes=[{}]),
     ]
     (folder / "plan.json").write_text(json.dumps(plan))
     command = [sys.executable, two_processes.__file__, str(folder / "plan.json")]
@@ -75,9 +92,14 @@ def folder(
     assert done.returncode == 0, done.stderr
     (folder / "ends.json").write_text(done.stdout)
     ends = json.loads(done.stdout)
-    assert ends[0]["codes"] == [0, 0], ends[0]["error"]
-    assert ends[3]["codes"] == [0, 0], ends[3]["error"]
+    for number, codes in ((0, [0, 0]), (3, [0, 0]), (4, [0])):
+        assert ends[number]["codes"] == codes, ends[number]["said"]
     return folder
+
+
+def masks_of(folder: Path) -> list[object]:
+    """Options of ``fmwiss pseudo-masks``."""
+    return ["--weights", folder / "weights", "--evaluate", "--json", "--pictures", 3]
 
 
 def free_port() -> int:
@@ -160,6 +182,22 @@ def test_a_store_that_two_have_filled_has_the_bytes_of_one(folder: Path, tiny_vo
     assert files == {path.name: path.read_bytes() for path in both.iterdir()} and len(files) > 16
 
 
+def test_pseudo_masks_of_two_are_those_of_one(
+    folder: Path, tiny_voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Store, masks, pictures and figures of the command."""
+    words = ["pseudo-masks", folder / "config.yaml", "--data", tiny_voc, "--out", tmp_path / "out",
+             *masks_of(folder), "--cache", tmp_path / "one"]  # fmt: skip
+    assert command([str(word) for word in words]) == 0
+    said = json.loads((folder / "ends.json").read_text())[4]["said"]
+    figures = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert figures == [json.loads(capsys.readouterr().out)] and figures[0]["images"] > 3
+    for both, one in ((folder / "both", tmp_path / "one"), (folder / "pseudo-masks", tmp_path / "out")):
+        files = {path.relative_to(one): path.read_bytes() for path in one.rglob("*") if path.is_file()}
+        assert files == {path.relative_to(both): path.read_bytes() for path in both.rglob("*") if path.is_file()}
+        assert len(files) > 6
+
+
 # ---------------------------------------------------------------------------------------------------- when one is lost
 
 
@@ -172,8 +210,8 @@ def test_a_store_that_two_have_filled_has_the_bytes_of_one(folder: Path, tiny_vo
 )
 def test_a_killed_process_ends_the_job_with_a_sentence(folder: Path, attempt: int, code: int, sentence: str) -> None:
     end = json.loads((folder / "ends.json").read_text())[attempt]
-    said = [line for line in end["error"].splitlines() if line.startswith("fmwiss: ")]
-    assert end["codes"] == [code] and "Traceback" not in end["error"], end["error"]
+    said = [line for line in end["said"].splitlines() if line.startswith("fmwiss: ")]
+    assert end["codes"] == [code] and "Traceback" not in end["said"], end["said"]
     assert said == [f"fmwiss: {sentence}; the same command goes on where it was."]
 
 

@@ -28,7 +28,7 @@ from fmwiss.endings import LOOK_EVERY, end_when, how_it_ended, wait_for_another_
 from fmwiss.errors import UserError
 from fmwiss.processes import ALONE, Processes
 
-GRACE = 3.0
+GRACE = 5.0
 """Seconds in which it shows whether an error is another process's, too."""
 _PARENT = "FMWISS_FIRST_PROCESS"
 """Environment variable of processes that the first one has started: its number."""

@@ -99,7 +99,7 @@ def gradients(fabric: Fabric, name: str, n_parts: int) -> dict[str, Tensor]:
     method.eval()  # batch norm on frozen statistics
     share = make_batch(7).parts(fabric.world_size)[fabric.global_rank]
     accumulate_gradients(fabric, module, method, share, n_parts, torch.Generator().manual_seed(fabric.global_rank))
-    return {name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
+    return {name: p.grad.clone().contiguous() for name, p in method.named_parameters() if p.grad is not None}
 
 
 GRADIENTS = {"fmwiss": 1, "supervised": 2}

@@ -61,9 +61,11 @@ def build_fabric(devices: str | int, precision: str, num_nodes: int | None = Non
         if fabric.world_size == 1 and options["num_nodes"] == 1:
             return Fabric(**options)
         # while only the teacher learns, the student's parameters get no gradient, for which DDP would wait
-        fabric = Fabric(strategy=_Strategy(find_unused_parameters=True), **options)
-        environment = fabric.strategy.cluster_environment
-        environment.validate_settings(fabric.strategy.num_processes, options["num_nodes"])
+        strategy = _Strategy(find_unused_parameters=True)
+        fabric = Fabric(strategy=strategy, **options)
+        environment = strategy.cluster_environment
+        assert environment is not None
+        environment.validate_settings(strategy.num_processes, options["num_nodes"])
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         raise UserError(f"{asked}: {str(error).splitlines()[0].strip()}") from error
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
@@ -128,6 +130,7 @@ class _Strategy(DDPStrategy):
     """DDP whose processes are watched, and whose barriers wait as long as it takes."""
 
     def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None
         self._launcher = _Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
 
     def barrier(self, *args: Any, **kwargs: Any) -> None:

@@ -915,10 +915,6 @@ def test_a_further_process_of_a_run_tells_in_a_sentence_what_went_wrong(
     assert error.startswith("process 1 of the run: the data folder ") and error.count("\n") == 1
 
 
-def test_how_a_process_ended_is_told() -> None:
-    assert worker._ended(-9) == "was killed by SIGKILL" and worker._ended(3) == "ended with exit code 3"
-
-
 # ------------------------------------------------------------------------------------------------------ end to end
 
 

@@ -453,6 +453,20 @@ WRONG: dict[str, tuple[Callable[[World], list[object]], str]] = {
     "unknown kind of evaluation": (lambda w: w.evaluate("--image", "half"), "Invalid value for '--image'"),
     "no devices": (lambda w: w.train("--devices", 0), "--devices 0: must be auto or a number"),
     "unknown precision": (lambda w: w.train("--precision", 8), "--precision 8: must be one of 32-true"),
+    "half precision on a CPU": (lambda w: w.train("--precision", "16-mixed"), "--precision 16-mixed: half precision"),
+    "synchronised batch norm on a CPU": (
+        lambda w: w.train("--set", "training.sync_batch_norm=true"),
+        "torch has synchronised batch norm for CUDA alone",
+    ),
+    "two ways to compute": (
+        lambda w: w.train("--compile", "--activation-checkpointing"),
+        "training.compile and training.activation_checkpointing exclude each other",
+    ),
+    "no machine": (lambda w: w.train("--num-nodes", 0), "Invalid value for '--num-nodes'"),
+    "machines that cannot meet": (lambda w: w.train("--num-nodes", 2), "several nodes have to find each other"),
+    "a device and devices": (
+        lambda w: w.pseudo_masks("--device", "cpu", "--devices", 2), "--device is for one process"
+    ),
     "unknown device": (lambda w: (w.make_run(), w.evaluate("--device", "abacus"))[1], "--device abacus"),
     "json of nothing": (lambda w: w.pseudo_masks("--json"), "give both"),
     "unknown supervision": (

@@ -189,7 +189,8 @@ def test_every_key_is_its_own_nearest_key() -> None:
 def test_a_run_goes_on_only_with_the_same_settings(tmp_path: Path) -> None:
     saved = Config()
     check_resumable(saved, Config(), tmp_path)
-    free = ["data.workers=7", "training.checkpoint_every=9", "evaluation.batch_size=1"]
+    free = ["data.workers=7", "training.checkpoint_every=9", "evaluation.batch_size=1", "training.compile=true"]
+    free.append("training.activation_checkpointing=true")
     same = load_config(write(tmp_path, ""), free)
     check_resumable(saved, same, tmp_path)
     other = load_config(write(tmp_path, ""), ["method.beta=0.7", "training.seed=4"])
@@ -283,6 +284,12 @@ def test_methods_of_one_protocol_share_everything_that_a_base_depends_on() -> No
             assert all(base_settings(other, VOC_CLASSES) == settings for other in configs), folder
 
 
+def test_bases_of_earlier_versions_are_found() -> None:
+    """Keys that they did not have are not among the settings at the values that they stood for."""
+    later = ("training.step0.loss", "training.step0.accumulate", "training.sync_batch_norm")
+    assert not base_settings(Config(), VOC_CLASSES).keys() & set(later)
+
+
 @pytest.mark.parametrize(
     ("override", "shares"),
     [
@@ -295,6 +302,11 @@ def test_methods_of_one_protocol_share_everything_that_a_base_depends_on() -> No
         ("protocol.steps=[[dog, cat], [sheep]]", False),
         ("training.seed=1", False),
         ("training.step0.epochs=3", False),
+        ("training.step0.accumulate=2", False),
+        ("training.steps.accumulate=2", True),
+        ("training.sync_batch_norm=true", False),
+        ("training.compile=true", True),
+        ("training.activation_checkpointing=true", True),
         ("data.flip=0", False),
         ("protocol.setting=disjoint", False),
     ],

@@ -22,6 +22,7 @@ from fmwiss import __version__
 from fmwiss.commands import data_sets
 from fmwiss.commands.extend import extend
 from fmwiss.commands.weights import app as weights_app
+from fmwiss.endings import whose
 from fmwiss.errors import UserError, sentence_of
 
 if TYPE_CHECKING:
@@ -104,7 +105,16 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the experiment file; repeatable."),
 ]
-Devices = Annotated[str, typer.Option("--devices", help="Number of processes, or auto.")]
+Devices = Annotated[str, typer.Option("--devices", help="Number of processes on a node, or auto.")]
+Nodes = Annotated[
+    int | None,
+    typer.Option(
+        "--num-nodes",
+        min=1,
+        help="Machines, on each of which the command is given; by default as torchrun or SLURM say, else one.",
+        show_default=False,
+    ),
+]
 Precision = Annotated[str, typer.Option("--precision", help="Such as 32-true, 16-mixed or bf16-mixed.")]
 CacheFolder = Annotated[
     Path | None,
@@ -150,18 +160,35 @@ def train(
         typer.Option("--review", help="Decisions of 'fmwiss review' for steps not begun; by default OUT/review.jsonl."),
     ] = None,
     replay: ReplayFolder = None,
+    num_nodes: Nodes = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Set training.compile.")] = False,
+    activation_checkpointing: Annotated[
+        bool, typer.Option("--activation-checkpointing", help="Set training.activation_checkpointing.")
+    ] = False,
 ) -> None:
     """Do every step that is not done yet: step 0 from masks, the others from tags, or from masks as the method says."""
     from fmwiss.config import load_config
 
     replayed = [] if replay is None else [{"method.replay": str(replay.resolve())}]
-    experiment = load_config(config, [*(overrides or []), *replayed], "--replay")
+    flags = {"training.compile": compile, "training.activation_checkpointing": activation_checkpointing}
+    chosen = [{key: True for key, given in flags.items() if given}]
+    experiment = load_config(config, [*(overrides or []), *chosen, *replayed], "--replay")
     processes = _devices(devices)
     with _results_only():
         from fmwiss.training.run import train as train_run
 
         evaluations = train_run(
-            experiment, data, weights, out, step, processes, _precision(precision), cache, base, review=review
+            experiment,
+            data,
+            weights,
+            out,
+            step,
+            processes,
+            _precision(precision),
+            cache,
+            base,
+            review=review,
+            num_nodes=num_nodes,
         )
     if not _is_first_process():
         return
@@ -427,6 +454,11 @@ def pseudo_masks(
     overrides: Overrides = None,
     cache: CacheFolder = None,
     device: Device = "auto",
+    devices: Annotated[
+        str | None,
+        typer.Option("--devices", help="Processes on a node that share the work, or auto.", show_default=False),
+    ] = None,
+    num_nodes: Nodes = None,
     as_json: Json = False,
 ) -> None:
     """Make the pseudo masks of tagged photographs: by default of all classes that are learnt from tags."""
@@ -434,34 +466,49 @@ def pseudo_masks(
 
     if as_json and not compare:
         raise UserError("--json prints the figures of --evaluate, so give both")
+    if device != "auto" and (devices is not None or num_nodes is not None):
+        raise UserError("--device is for one process, and several have one each: give it, or --devices and --num-nodes")
     experiment = load_config(config, overrides or [])
     split = split or experiment.data.train_split
+    count = None if devices is None else _devices(devices)
     with _results_only():
         from fmwiss.data.source import open_source
         from fmwiss.data.tags import TagIndex
         from fmwiss.pseudo_masks import check_truth, evaluate_pseudo_masks, open_pseudo_masks
         from fmwiss.reporting.pictures import save_masks, save_png, side_by_side
         from fmwiss.reporting.progress import track
+        from fmwiss.training.launch import at_work
 
+    with _results_only(), at_work(count, num_nodes, lambda: _device(device)) as (place, processes):
         source = open_source(experiment.data, data)
         names = _classes_of(experiment.protocol, source.class_names, step, classes)
         ids = source.ids(split)
-        index = TagIndex.load_or_build(source, ids, experiment.data.tags, out / "tags.json", track)
+        with processes.first_goes_first():
+            index = TagIndex.load_or_build(source, ids, experiment.data.tags, out / "tags.json", track)
         tags = {image_id: index[image_id] & set(names) for image_id in ids if index[image_id] & set(names)}
         if not tags:
             raise UserError(f"{data}: no photograph of {split} is tagged with {', '.join(names)}")
         if compare:
             check_truth(source, tags, names)
         seed, options = experiment.training.seed, experiment.cosegmentation
-        masks = open_pseudo_masks(options, source, list(tags), tags, weights, cache, _device(device), seed, track)
-        for number, image_id in enumerate(track(tags, "writing masks")):
+        masks = open_pseudo_masks(
+            options, source, list(tags), tags, weights, cache, place, seed, track, processes
+        )
+        for number, image_id in track(processes.share(list(enumerate(tags))), "writing masks"):
             tagged = [name for name in names if name in tags[image_id]]
             stages = masks.stages(image_id, tagged, epoch=0)
             photograph = source.read_image(image_id)
             save_masks(stages["refined"], tagged, photograph.shape[-2:], out / "masks", image_id)
             if number < pictures:
                 save_png(side_by_side(photograph, stages, tagged), out / "pictures" / f"{image_id}.png")
-        figures = evaluate_pseudo_masks(masks, source, list(tags), tags, names, progress=track) if compare else None
+        figures = None
+        if compare:
+            figures = evaluate_pseudo_masks(
+                masks, source, list(tags), tags, names, progress=track, processes=processes
+            )
+        processes.barrier()
+    if not _is_first_process():
+        return
     _say(f"Masks of {len(tags)} photographs are in {out / 'masks'}, pictures of the stages in {out / 'pictures'}.")
     if figures is None:
         return
@@ -637,7 +684,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         sentence = _sentence(error)
         if sentence is None:
             raise
-        _say(f"fmwiss: {sentence.rstrip('.')}.")
+        _say(f"fmwiss: {whose(sentence.rstrip('.'))}.")
         return 2
     if code == INTERRUPTED:  # which typer makes of an interrupt
         _say("fmwiss: interrupted; the same command goes on where it was.")

@@ -125,6 +125,10 @@ class OptimizationConfig(_Section):
 
     epochs: PositiveInt = Field(40, description="epochs over the step's photographs")
     batch_size: PositiveInt = Field(24, description="photographs per iteration, over all processes")
+    accumulate: PositiveInt = Field(
+        1, description="parts into which each process cuts its photographs of an iteration, computed one after the "
+        "other for the sake of memory; batch norm that is not frozen sees one part at a time"
+    )
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with momentum (paper), or AdamW")
     learning_rate: float = Field(1e-3, gt=0, description="rate of the encoder at the first iteration")
     head_rate: float = Field(10.0, gt=0, description="rate of decoder, classifiers and teacher, as a multiple")
@@ -157,6 +161,13 @@ class TrainingConfig(_Section):
     gradient_clip: float | None = Field(None, gt=0, description="largest norm of the gradient; null does not clip")
     validate_every: int = Field(0, ge=0, description="epochs between validations on val_split; 0: only after the last")
     checkpoint_every: PositiveInt = Field(200, description="iterations between checkpoints (and at every epoch's end)")
+    sync_batch_norm: bool = Field(
+        False, description="batch norm takes its statistics over all processes (on CUDA alone) in place of each one's"
+    )
+    compile: bool = Field(False, description="encoders, decoders and teachers go through torch.compile")
+    activation_checkpointing: bool = Field(
+        False, description="blocks of the encoder are computed again in the backward pass in place of being kept"
+    )
 
 
 class VisionLanguageConfig(_Section):
@@ -280,6 +291,10 @@ class FMWISSConfig(_Section):
     lambda_dcl: float = Field(0.1, ge=0, description="lambda, weight of the dense contrastive loss (eq. 12)")
     tau: float = Field(0.1, gt=0, description="temperature of the dense contrastive loss (eq. 7)")
     points_per_class: PositiveInt = Field(10, description="pixels drawn per class and mini-batch for eq. 7")
+    gather_points: bool = Field(
+        False, description="eq. 7's pixels are drawn from the photographs of all processes together, keyed by "
+        "photograph, in place of from each process's own"
+    )
     alpha: Probability = Field(0.5, description="hard against soft teacher output (eq. 10)")
     beta: Probability = Field(0.9, description="old model against teacher for the old classes (eq. 10)")
     warmup_epochs: int = Field(5, ge=0, description="epochs before the others in which only the teacher learns")
@@ -611,6 +626,8 @@ _FREE_ON_RESUME = (
     "data.also",
     "training.validate_every",
     "training.checkpoint_every",
+    "training.compile",
+    "training.activation_checkpointing",
     "evaluation",
 )
 

@@ -40,6 +40,7 @@ from fmwiss.data.voc import VOID, canonical_class_name
 from fmwiss.errors import UserError
 from fmwiss.files import write_atomically
 from fmwiss.foundation.interfaces import SelfSupervisedModel, VisionLanguageModel
+from fmwiss.processes import ALONE, Processes
 
 FORMAT = 1
 """Version of the files; part of every store's identity."""
@@ -414,13 +415,15 @@ def fill_store(
     device: str | torch.device = "cpu",
     progress: Track = _silently,
     loader_threads: int = 2,
+    processes: Processes = ALONE,
 ) -> int:
     """Run the frozen models over the photographs that the store does not hold yet, and keep what they give.
 
     Photographs keep their aspect ratio and meet in batches of one shape. While the models are at work, threads decode
     the next photographs and write the last ones; memory holds a few batches, however many photographs there are.
     What is there already is checked and, if damaged, replaced. After a kill the same call goes on; it forms the same
-    batches again and runs those that are not complete, so that the store ends up with the very same bits.
+    batches again and runs those that are not complete, so that the store ends up with the very same bits. Several
+    processes form these batches too and share them, so that every file has one writer and again the same bits.
 
     Args:
         store: made with the identity of these two models.
@@ -434,16 +437,20 @@ def fill_store(
         device: where the models are.
         progress: shows the photographs passing by.
         loader_threads: threads that decode.
+        processes: that share the work, each of which makes this call; it returns when all of them are done.
 
     Returns:
-        The number of photographs that were written.
+        The number of photographs that were written, by all of them.
 
     Raises:
         UserError: a photograph is missing or no picture.
     """
     survey = _Survey(store, source, tags, tuple(classes), vision_language.stride, self_supervised.patch_size)
     with ThreadPoolExecutor(loader_threads) as loaders, ThreadPoolExecutor(1) as writer:
-        jobs = [job for job in _mapped(loaders, survey, dict.fromkeys(ids)) if job is not None]
+        looked_at = processes.collect(_mapped(loaders, survey, processes.share(list(dict.fromkeys(ids)))))
+        jobs = [job for job in looked_at if job is not None]  # all have looked before the first one writes
+        for job in jobs:
+            store.choose(job.image_id, job.digest)
         batches = [batch for batch in _batches(jobs, batch_size) if not all(job.stored for job in batch)]
         model: _FrozenModels | _PlusModels
         if store.plus is None:
@@ -454,7 +461,7 @@ def fill_store(
         written: deque[Future[None]] = deque()
 
         def photographs() -> Iterator[_Job]:
-            for batch, images in _prefetched(loaders, batches, partial(_load, source)):
+            for batch, images in _prefetched(loaders, mine, partial(_load, source)):
                 for job, evidence in zip(batch, model(batch, images), strict=True):
                     if not job.stored:
                         path = store.path(job.image_id, job.digest)
@@ -463,10 +470,12 @@ def fill_store(
                 while len(written) > 2 * batch_size:
                     written.popleft().result()
 
-        for _ in progress(photographs(), "pseudo masks", sum(map(len, batches))):
+        mine = processes.share(batches)
+        for _ in progress(photographs(), "pseudo masks", sum(map(len, mine))):
             pass
         for future in written:
             future.result()
+    processes.barrier()
     return sum(not job.stored for batch in batches for job in batch)
 
 
@@ -503,7 +512,6 @@ class _Survey:
             raise UserError(f"the photograph {photograph} is missing or no picture that can be read") from error
         height, width = self.source.image_size(image_id)
         digest = hashlib.blake2b(content, digest_size=8).hexdigest()
-        self.store.choose(image_id, digest)
         try:
             there = read_evidence(self.store.path(image_id, digest), self.store.kind).classes
         except (FileNotFoundError, DamagedFile):
@@ -853,6 +861,7 @@ def open_pseudo_masks(
     device: torch.device | str,
     seed: int,
     progress: Track = _silently,
+    processes: Processes = ALONE,
 ) -> StoredMasks:
     """Masks of tagged photographs from the store that fits a configuration; what it lacks is computed first.
 
@@ -866,6 +875,7 @@ def open_pseudo_masks(
         device: where the frozen models run.
         seed: the run's seed.
         progress: shows the photographs passing by.
+        processes: that share the work, each of which makes this call.
     """
     from fmwiss.foundation import build_self_supervised, build_vision_language
 
@@ -884,9 +894,20 @@ def open_pseudo_masks(
     identity = store_identity(config, vision_language, self_supervised)
     if config.competing:
         identity["classes"] = classes  # of which those of a photograph decide on each other's scores
-    store = PseudoMaskStore(cache or _default_cache(), identity)
+    with processes.first_goes_first():
+        store = PseudoMaskStore(cache or _default_cache(), identity)
     fill_store(
-        store, source, ids, tags, classes, vision_language, self_supervised, config.batch_size, device, progress
+        store,
+        source,
+        ids,
+        tags,
+        classes,
+        vision_language,
+        self_supervised,
+        config.batch_size,
+        device,
+        progress,
+        processes=processes,
     )
     if config.name == "fmwiss-plus":
         return StoredPlusMasks(store, config)
@@ -925,6 +946,7 @@ def evaluate_pseudo_masks(
     classes: Sequence[str],
     epoch: int = 0,
     progress: Track = _silently,
+    processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """Compare pseudo masks with the ground truth.
 
@@ -935,6 +957,8 @@ def evaluate_pseudo_masks(
     mask cannot be smaller than the (100 - K) % of the patch grid that the percentile keeps, so it holds the patches
     that are more than half object, or, if these are fewer, the (100 - K) % of patches with the most object in them;
     patches without object that fill it up come row by row.
+
+    Processes share the photographs, and their counts of pixels are added up.
 
     Returns:
         ``{"images": n, "init": stage, ..., "refined": stage, "ceiling": stage}`` with the stages that the masks have,
@@ -952,7 +976,8 @@ def evaluate_pseudo_masks(
     intersection = {stage: torch.zeros(len(names), dtype=torch.long) for stage in stages}
     union = {stage: torch.zeros(len(names), dtype=torch.long) for stage in stages}
     tagged_ids = [image_id for image_id in ids if tags[image_id] & set(names)]
-    for image_id in progress(tagged_ids, "evaluating pseudo masks", len(tagged_ids)):
+    mine = processes.share(tagged_ids)
+    for image_id in progress(mine, "evaluating pseudo masks", len(mine)):
         tagged = [number for number, name in enumerate(names) if name in tags[image_id]]
         drawn = masks.stages(image_id, [names[number] for number in tagged], epoch)
         labels = [source.class_names.index(names[number]) + 1 for number in tagged]
@@ -967,8 +992,10 @@ def evaluate_pseudo_masks(
             predicted = _enlarged(drawn[stage], (mask.shape[0], mask.shape[1])).flatten(1) & valid
             intersection[stage][tagged] += (predicted & truth).sum(1)
             union[stage][tagged] += (predicted | truth).sum(1)
+    counts = [torch.stack([intersection[stage], union[stage]]) for stage in stages]
+    totals = torch.stack([torch.stack(share) for share in processes.gather(counts)]).sum(dim=0)
     return {"images": len(tagged_ids)} | {
-        stage: _stage_summary(names, intersection[stage], union[stage]) for stage in stages
+        stage: _stage_summary(names, *total) for stage, total in zip(stages, totals, strict=True)
     }
 
 

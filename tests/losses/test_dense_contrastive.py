@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fmwiss.losses import DenseContrastiveLoss, sample_points
+from fmwiss.losses import DenseContrastiveLoss, lowest_lots, sample_points
 from fmwiss.losses.dense_contrastive import NEGATIVE_ONLY, NOT_DRAWN
 
 
@@ -161,3 +161,20 @@ def test_draws_are_uniform_and_keyed_by_the_generator() -> None:
     first = sample_points(labels, 5, torch.Generator().manual_seed(9))
     assert first.equal(sample_points(labels, 5, torch.Generator().manual_seed(9)))
     assert not first.equal(sample_points(labels, 5, torch.Generator().manual_seed(10)))
+
+
+def test_the_lowest_lots_are_drawn_and_those_of_parts_are_those_of_all() -> None:
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.randint(-2, 4, (90,), generator=generator)
+    lots = torch.rand(90, generator=generator, dtype=torch.float64)
+    drawn = lowest_lots(labels, lots, n_classes=5, n=12)  # class 4 is nowhere
+    for row, label in enumerate([0, 1, 2, 3, 4, NEGATIVE_ONLY]):
+        expected = sorted((lot, i) for i, lot in enumerate(lots.tolist()) if labels[i] == label)[:12]
+        found = [place for place in drawn.places[row].tolist() if place >= 0]
+        assert found == [place for _, place in expected]
+        assert drawn.lots[row, : len(found)].tolist() == [lot for lot, _ in expected]
+        assert drawn.lots[row, len(found) :].isinf().all() and (drawn.places[row, len(found) :] == -1).all()
+    parts = torch.cat([lowest_lots(labels[i::3], lots[i::3], 5, 12).lots for i in range(3)], dim=1)
+    assert parts.sort(dim=1).values[:, :12].equal(drawn.lots)
+    few = lowest_lots(labels[:4], lots[:4], 5, 12)
+    assert few.places.shape == few.lots.shape == (6, 12)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning_fabric.plugins import MixedPrecision, Precision
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -148,3 +149,19 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     method, optimizer = new(width=4)
     save_checkpoint(tmp_path / "state", 7, method, optimizer)
     assert "does not fit" in refusal(tmp_path / "state", width=3)
+
+
+def test_the_loss_scaler_goes_on_where_it_was(tmp_path: Path) -> None:
+    """That of a CPU, which Fabric would not use."""
+
+    def mixed(scale: float) -> MixedPrecision:
+        return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))
+
+    method, optimizer = new()
+    save_checkpoint(tmp_path, 3, method, optimizer, precision=mixed(1024.0))
+    resumed = mixed(2.0)
+    assert load_checkpoint(tmp_path, method, optimizer, resumed) == (3, 0.0)
+    assert resumed.state_dict()["scale"] == 1024.0
+    save_checkpoint(tmp_path, 4, method, optimizer, precision=Precision())
+    assert "scaler" not in (tmp_path / "00000004/progress.json").read_text()
+    assert load_checkpoint(tmp_path, method, optimizer, Precision()) == (4, 0.0)

@@ -7,18 +7,17 @@ import json
 import multiprocessing
 import multiprocessing.connection
 import os
-import signal
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from fmwiss.bench.plan import FIGURES, Job
 from fmwiss.config import Config
+from fmwiss.endings import end_when, how_it_ended, wait_for_another_parent, whose
 from fmwiss.errors import UserError, sentence_of
 from fmwiss.files import write_atomically
 
@@ -73,16 +72,8 @@ class Workers:
             with contextlib.suppress(EOFError):
                 return str(receiver.recv())
         if process.exitcode:
-            return f"its process {_ended(process.exitcode)}; the same command goes on where it was"
+            return f"its process {how_it_ended(process.exitcode)}; the same command goes on where it was"
         return None
-
-
-def _ended(code: int) -> str:
-    if code >= 0:
-        return f"ended with exit code {code}"
-    with contextlib.suppress(ValueError):
-        return f"was killed by {signal.Signals(-code).name}"
-    return f"was killed by signal {-code}"
 
 
 def _as_text(job: Job, place: Place) -> str:
@@ -95,7 +86,7 @@ def _work(text: str, sender: multiprocessing.connection.Connection) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     sentinel = parent.sentinel
-    _end_when(lambda: multiprocessing.connection.wait([sentinel]))
+    end_when(lambda: multiprocessing.connection.wait([sentinel]))
     # Fabric starts the other processes of a run with several devices by this one's command: `-m THIS_MODULE JOB`.
     sys.argv = [__file__, text]
     sys.modules["__main__"].__spec__ = sys.modules[__name__].__spec__
@@ -127,18 +118,8 @@ def _further_process(text: str) -> int:
     sentence = _try(text)
     if sentence is None:
         return 0
-    print(f"process {os.environ.get('LOCAL_RANK', '?')} of the run: {sentence.rstrip('.')}.", file=sys.stderr)
+    print(f"{whose(sentence.rstrip('.'))}.", file=sys.stderr)
     return 2
-
-
-def _end_when(wait: Callable[[], object]) -> None:
-    """End this process when ``wait`` returns: when the one that it works for is no more."""
-
-    def watch() -> None:
-        wait()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def do_job(text: str) -> None:
@@ -211,12 +192,6 @@ def _path(text: str | None) -> Path | None:
     return None if text is None else Path(text)
 
 
-def _wait_for_another_parent() -> None:
-    parent = os.getppid()
-    while os.getppid() == parent:
-        time.sleep(1.0)
-
-
 if __name__ == "__main__":  # a further process of a run with several devices
-    _end_when(_wait_for_another_parent)
+    end_when(wait_for_another_parent)
     sys.exit(_further_process(sys.argv[1]))

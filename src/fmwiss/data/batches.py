@@ -73,6 +73,13 @@ class Batch:
         """The same batch in page-locked memory; ``DataLoader(pin_memory=True)`` calls this."""
         return self._with_tensors(Tensor.pin_memory)
 
+    def parts(self, n: int) -> list[Batch]:
+        """At most ``n`` batches of as equal sizes as can be: part i has the samples i, i + n, ..."""
+        if n == 1:
+            return [self]
+        n = min(n, len(self.ids))
+        return [replace(self._with_tensors(lambda t, i=i: t[i::n]), ids=self.ids[i::n]) for i in range(n)]  # type: ignore[misc]
+
     def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         changed: dict[str, Any] = {name: change(v) for name, v in values.items() if isinstance(v, Tensor)}

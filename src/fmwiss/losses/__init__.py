@@ -1,7 +1,7 @@
 """Losses: one a file, tensors only."""
 
 from fmwiss.losses.balanced_cross_entropy import BalancedCrossEntropyLoss, confident_labels
-from fmwiss.losses.dense_contrastive import DenseContrastiveLoss, sample_points
+from fmwiss.losses.dense_contrastive import DenseContrastiveLoss, lowest_lots, sample_points
 from fmwiss.losses.distillation import BinaryDistillationLoss, DistillationLoss, EntropyWeightedDistillationLoss
 from fmwiss.losses.image_label import ImageLabelLoss
 from fmwiss.losses.local_pod import LocalPODLoss
@@ -30,5 +30,6 @@ __all__ = [
     "UnbiasedCrossEntropyLoss",
     "UnbiasedDistillationLoss",
     "confident_labels",
+    "lowest_lots",
     "sample_points",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -70,3 +72,32 @@ def sample_points(labels: Tensor, n: int, generator: torch.Generator) -> Tensor:
     present = [value for value in torch.unique(flat).tolist() if value != NOT_DRAWN]
     chosen = [order[(shuffled == value).nonzero()[:n, 0]] for value in present]
     return torch.cat(chosen) if chosen else order[:0]
+
+
+class Lots(NamedTuple):
+    """Places drawn by lot, by label: the n that had the lowest ones, in ascending order."""
+
+    places: Tensor
+    """Flat indices, int64 ``(n_classes + 1, n)``, -1 where a label has no more places."""
+    lots: Tensor
+    """Theirs, infinite there."""
+
+
+def lowest_lots(labels: Tensor, lots: Tensor, n_classes: int, n: int) -> Lots:
+    """Of every class the ``n`` places with the lowest lots, and in the last row as many of ``NEGATIVE_ONLY``.
+
+    The lowest of several parts' lowest are the lowest of all, so that places can be drawn part by part.
+
+    Args:
+        labels: integer ``(m,)``; places of ``NOT_DRAWN`` are left out.
+        lots: of the places, different floats ``(m,)``.
+        n_classes: labels that there are from 0 on.
+        n: places per label.
+    """
+    rows = torch.tensor([*range(n_classes), NEGATIVE_ONLY], device=labels.device)
+    own = lots.masked_fill(labels != rows[:, None], torch.inf)
+    drawn, places = own.topk(min(n, len(lots)), dim=1, largest=False)
+    lacking = n - drawn.shape[1]
+    drawn = F.pad(drawn, (0, lacking), value=torch.inf)
+    places = F.pad(places, (0, lacking), value=-1)
+    return Lots(places.masked_fill(drawn.isinf(), -1), drawn)

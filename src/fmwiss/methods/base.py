@@ -52,6 +52,8 @@ class Method(nn.Module, ABC):
         self.student = student
         self.freeze_batch_norm = freeze_batch_norm
         self.epoch = 0
+        self.seed = 0
+        """The run's, for draws that are keyed by photograph; the loop sets it."""
 
     @abstractmethod
     def training_step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -67,6 +69,15 @@ class Method(nn.Module, ABC):
         dataclass.
         """
         return self.training_step(Batch(**batch), generator)
+
+    def extent(self, batch: Batch) -> dict[str, Tensor]:
+        """How much a batch has of what each named loss is a mean over, such as pixels: scalars, the same names always.
+
+        By these the parts of a batch that is spread over processes, or accumulated, make up the whole (see
+        :mod:`fmwiss.training.parts`). Losses that are not named count by photographs, as do those whose share is known
+        only when they are computed.
+        """
+        return {}
 
     def locator(self) -> Locator | None:
         """What learns before the student, from the same photographs and tags, to make the masks for the student."""

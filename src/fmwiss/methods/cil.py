@@ -33,8 +33,17 @@ class CIL(DistillingMethod):
         with torch.no_grad():
             old = resized(self.old_model(batch.image), labels)
         logits = resized(self.student(batch.image), labels)
-        unlabelled = (labels == BACKGROUND) | (labels == IGNORED)
+        unlabelled = _unlabelled(labels)
         return {
             "new_ce": self.cross_entropy(logits, labels.masked_fill(unlabelled, IGNORED)),
             "distillation": self.options.distillation * self.distillation(logits, old, unlabelled & valid),
         }
+
+    def extent(self, batch: Batch) -> dict[str, Tensor]:
+        labels, valid = self.labels(batch)
+        unlabelled = _unlabelled(labels)
+        return {"new_ce": (~unlabelled).sum(), "distillation": (unlabelled & valid).sum()}
+
+
+def _unlabelled(labels: Tensor) -> Tensor:
+    return (labels == BACKGROUND) | (labels == IGNORED)

@@ -65,6 +65,10 @@ class FineTuning(Method):
         target = torch.zeros_like(logits).scatter_(1, labels[:, None], 1.0)
         return {"all_bce": self.bce(logits, target, valid[:, None])}
 
+    def extent(self, batch: Batch) -> dict[str, Tensor]:
+        pixels = thin(batch.valid, self.options.loss_stride).sum()
+        return {"all_bce": pixels, "all_ce": pixels}
+
 
 def hard_labels(pseudo: Tensor, first_new: int) -> Tensor:
     """One label a pixel from masks that may overlap: the class with the smaller mask in the crop has the pixel.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,12 +11,14 @@ from torch import Tensor, nn
 
 from fmwiss.config import Config, FMWISSConfig
 from fmwiss.data.batches import Batch
-from fmwiss.losses import DenseContrastiveLoss, PixelBCELoss, sample_points
+from fmwiss.data.randomness import keyed_generator
+from fmwiss.losses import DenseContrastiveLoss, PixelBCELoss, lowest_lots, sample_points
 from fmwiss.losses.dense_contrastive import NEGATIVE_ONLY, NOT_DRAWN
 from fmwiss.methods.base import Method
 from fmwiss.methods.guidance import BACKGROUND, Guidance, check_stride, resize_logits
 from fmwiss.models import Segmenter, Teacher
 from fmwiss.models.classifier import start_rare
+from fmwiss.processes import Processes
 
 
 class FMWISS(Method):
@@ -51,6 +55,7 @@ class FMWISS(Method):
         self.warmup_epochs = options.warmup_epochs
         self.old_model = old_model.requires_grad_(False)
         self.n_old = len(old_model.class_names)
+        self.n_new = len(student.class_names) - self.n_old
         architecture = student.architecture
         self.teacher = Teacher(
             student.encoder_channels,
@@ -104,14 +109,30 @@ class FMWISS(Method):
         losses = self.teacher_losses(truth, logits, old)
         if self.options.lambda_dcl > 0:
             contrastive = Guidance.of(batch, batch.image.shape[-1] / teacher_features.shape[-1])
-            losses["new_dcl"] = self.options.lambda_dcl * self.contrastive_loss(
-                contrastive, teacher_features, generator
-            )
+            if self.options.gather_points:
+                dcl = self.gathered_contrastive_loss(contrastive, teacher_features, batch.ids)
+            else:
+                dcl = self.contrastive_loss(contrastive, teacher_features, generator)
+            losses["new_dcl"] = self.options.lambda_dcl * dcl
         if not self.warming_up:
             student_logits = resize_logits(self.student.decode_stages(stages)[0], size)
             target = self.student_target(truth, logits.detach(), old)
             losses["all_bce"] = self.bce(student_logits, target, truth.valid)
         return losses
+
+    def extent(self, batch: Batch) -> dict[str, Tensor]:
+        truth = Guidance.of(batch, self.options.loss_stride)
+        pixels = truth.valid.sum()
+        counts = {"new_bce": self._counted(truth).sum(), "old_bce": pixels, "all_bce": pixels}
+        if self.options.gather_points:  # every process has the whole loss
+            counts["new_dcl"] = torch.ones_like(pixels)
+        return counts
+
+    def _counted(self, truth: Guidance) -> Tensor:
+        """Where new classes count, ``(B, 1 or |C_t|, H, W)``."""
+        if self.options.untagged_absent:
+            return truth.valid
+        return truth.valid & (truth.tags | (truth.pasted > 0))
 
     def teacher_losses(self, truth: Guidance, logits: Tensor, old: Tensor) -> dict[str, Tensor]:
         """L_new_BCE (eq. 6) and L_old_BCE (eq. 8).
@@ -121,9 +142,8 @@ class FMWISS(Method):
             logits: the teacher's, ``(B, |Y_t|, H, W)``.
             old: the old model's sigmoid outputs, ``(B, |Y_{t-1}|, H, W)``.
         """
-        counted = truth.valid if self.options.untagged_absent else truth.valid & (truth.tags | (truth.pasted > 0))
         return {
-            "new_bce": self.bce(logits[:, self.n_old :], truth.pseudo, counted),
+            "new_bce": self.bce(logits[:, self.n_old :], truth.pseudo, self._counted(truth)),
             "old_bce": self.bce(logits[:, : self.n_old], self.old_target(truth, old), truth.valid),
         }
 
@@ -137,15 +157,51 @@ class FMWISS(Method):
             features: the teacher's, ``(B, D, h, w)``.
             generator: source of the draws.
         """
-        classes_per_place = truth.pseudo.sum(dim=1, keepdim=True)
-        labels = truth.pseudo.argmax(dim=1, keepdim=True)
-        labels = labels.masked_fill((classes_per_place != 1) | ~truth.valid, NOT_DRAWN)
-        if (torch.unique(labels) >= 0).sum() == 1:
-            labels = labels.masked_fill((classes_per_place == 0) & truth.valid, NEGATIVE_ONLY)
+        labels = _point_labels(truth)
+        if (torch.unique(labels) >= 0).sum() != 1:
+            labels = labels.masked_fill(labels == NEGATIVE_ONLY, NOT_DRAWN)
         flat = labels.flatten()
         places = sample_points(flat, self.options.points_per_class, generator)
         points = features.permute(0, 2, 3, 1).flatten(0, 2)[places]
         return self.dcl(points, flat[places])
+
+    def gathered_contrastive_loss(self, truth: Guidance, features: Tensor, ids: Sequence[str]) -> Tensor:
+        """:meth:`contrastive_loss` of all processes' mini-batches together, which every process computes alike.
+
+        Every place draws a lot, keyed by seed, photograph and epoch; the ``points_per_class`` lowest of each class are
+        its points, however the photographs are spread over processes.
+
+        Args:
+            truth: what supervises, at the features' resolution.
+            features: the teacher's, ``(B, D, h, w)``.
+            ids: of the B photographs.
+        """
+        flat = _point_labels(truth).flatten()
+        lots = torch.cat(
+            [
+                torch.rand(
+                    math.prod(features.shape[-2:]),
+                    generator=keyed_generator(self.seed, "contrastive points", image_id, self.epoch),
+                    dtype=torch.float64,
+                )
+                for image_id in ids
+            ]
+        ).to(flat.device)
+        drawn = lowest_lots(flat, lots, self.n_new, self.options.points_per_class)
+        places = drawn.places.clamp(min=0)
+        processes = Processes.of_this_job()
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        points = processes.stack(features.permute(0, 2, 3, 1).flatten(0, 2)[places.flatten()])
+        # by class the points of all processes side by side
+        gathered = processes.stack(drawn.lots).transpose(0, 1).flatten(1)
+        points = points.unflatten(1, places.shape).transpose(0, 1).flatten(1, 2)
+        order = gathered.argsort(dim=1)[:, : self.options.points_per_class]
+        kept = gathered.gather(1, order).isfinite()
+        if kept[:-1].any(dim=1).sum() != 1:
+            kept[-1] = False
+        rows = torch.arange(self.n_new + 1, device=flat.device)
+        labels = torch.where(rows < self.n_new, rows, NEGATIVE_ONLY)[:, None].expand_as(order)
+        return self.dcl(points[rows[:, None], order][kept], labels[kept])
 
     def old_target(self, truth: Guidance, old: Tensor) -> Tensor:
         """g(f_{t-1}(x)) of eq. 8 with eq. 9's values on pasted pixels, ``(B, |Y_{t-1}|, H, W)``."""
@@ -186,6 +242,17 @@ class FMWISS(Method):
         if options.pasted_student == "override":
             target = _set_pasted(target.masked_fill_(truth.pasted > 0, 0.0), truth.pasted)
         return target
+
+
+def _point_labels(truth: Guidance) -> Tensor:
+    """What eq. 7 may compare: the class where there is exactly one, ``NEGATIVE_ONLY`` where none is, ``(B, 1, H, W)``.
+
+    Other places are ``NOT_DRAWN``.
+    """
+    classes_per_place = truth.pseudo.sum(dim=1, keepdim=True)
+    labels = truth.pseudo.argmax(dim=1, keepdim=True)
+    labels = labels.masked_fill(classes_per_place == 0, NEGATIVE_ONLY)
+    return labels.masked_fill((classes_per_place > 1) | ~truth.valid, NOT_DRAWN)
 
 
 def _set_pasted(target: Tensor, pasted: Tensor) -> Tensor:

@@ -82,6 +82,12 @@ class Locator(Method):
         total = F.binary_cross_entropy_with_logits(pooled, tags.to(pooled.dtype), weight, reduction="sum")
         return total / weight.sum().clamp(min=1)
 
+    def extent(self, batch: Batch) -> dict[str, Tensor]:
+        if self.options.untagged_absent:
+            return {}
+        assert batch.tags is not None
+        return dict.fromkeys(("tags", "image_label"), batch.tags.sum())
+
     @torch.inference_mode()
     def labels(self, image: Tensor, tagged: Sequence[int]) -> Tensor:
         """Hard pseudo mask of one photograph.
@@ -152,15 +158,23 @@ class Offline(Method):
     def training_step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         if batch.pseudo is None or batch.tags is None:
             raise ValueError("this method learns from its locator's masks and tags, and the batch has none")
-        stride = self.options.loss_stride
-        valid, pseudo = thin(batch.valid, stride)[:, None], thin(batch.pseudo, stride)
+        valid, counted = self._counted(batch, batch.tags)
+        pseudo = thin(batch.pseudo, self.options.loss_stride)
         size = (valid.shape[-2], valid.shape[-1])
         with torch.inference_mode():
             old_logits = self.old_model(batch.image)
         old = resize_logits(old_logits, size).float().sigmoid()
         logits = resize_logits(self.student(batch.image), size)
-        counted = valid if self.options.untagged_absent else valid & known_classes(batch.tags, self.n_old)
         return {"all_bce": self.bce(logits, hard_target(pseudo, old), counted)}
+
+    def extent(self, batch: Batch) -> dict[str, Tensor]:
+        assert batch.tags is not None
+        return {"all_bce": self._counted(batch, batch.tags)[1].sum()}
+
+    def _counted(self, batch: Batch, tags: Tensor) -> tuple[Tensor, Tensor]:
+        """Which pixels are valid, ``(B, 1, H, W)``, and which count for which class, ``(B, 1 or |Y_t|, H, W)``."""
+        valid = thin(batch.valid, self.options.loss_stride)[:, None]
+        return valid, valid if self.options.untagged_absent else valid & known_classes(tags, self.n_old)
 
 
 def masked_mean(maps: Tensor, valid: Tensor) -> Tensor:

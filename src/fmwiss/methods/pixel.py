@@ -59,6 +59,14 @@ class PixelMethod(Method):
         labels, valid = thin(batch.mask, self.stride), thin(batch.valid, self.stride)
         return labels.masked_fill(~valid, IGNORED), valid
 
+    def extent(self, batch: Batch) -> dict[str, Tensor]:
+        """By the names that losses on pixels have in these methods."""
+        labels, valid = self.labels(batch)
+        labelled, pixels = (labels != IGNORED).sum(), valid.sum()
+        over_labelled = ("ce", "unbiased_ce", "pseudo_ce", "bce")
+        over_all = ("distillation", "unbiased_distillation")
+        return {**dict.fromkeys(over_labelled, labelled), **dict.fromkeys(over_all, pixels)}
+
     def survey(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
         """What it has to find out of the step's photographs; kept in the step's folder."""
         raise NotImplementedError

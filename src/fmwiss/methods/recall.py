@@ -128,3 +128,8 @@ class RECALL(DistillingMethod):
             classes = torch.where(labels == IGNORED, labels, (labels - self.n_old + 1).clamp(min=BACKGROUND))[own]
             losses["helper_ce"] = self.cross_entropy(resized(self.helper(features[own].detach()), classes), classes)
         return losses
+
+    def extent(self, batch: Batch) -> dict[str, Tensor]:
+        assert batch.replayed is not None
+        labels, _ = self.labels(batch)
+        return {"ce": (labels != IGNORED).sum(), "helper_ce": (labels[~batch.replayed] != IGNORED).sum()}

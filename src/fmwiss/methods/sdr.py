@@ -22,6 +22,7 @@ from fmwiss.losses.prototypes import NO_CLASS, class_sums
 from fmwiss.methods.guidance import BACKGROUND
 from fmwiss.methods.pixel import DistillingMethod, at_features, resized
 from fmwiss.models import Segmenter
+from fmwiss.processes import Processes
 
 
 class SDR(DistillingMethod):
@@ -104,10 +105,8 @@ class SDR(DistillingMethod):
     def _update(self, features: Tensor, labels: Tensor) -> None:
         """Let the prototypes be the means over the places seen so far and these ones, of all processes."""
         sums, there = class_sums(features, labels, len(self.prototypes))
-        counts = there.to(self.counts.dtype)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(sums)
-            torch.distributed.all_reduce(counts)
+        processes = Processes.of_this_job()
+        sums, counts = processes.add_up(sums), processes.add_up(there.to(self.counts.dtype))
         total = self.counts + counts
         weighted = self.prototypes * self.counts[:, None] + sums
         self.prototypes.copy_(torch.where(total[:, None] > 0, weighted / total.clamp(min=1)[:, None], self.prototypes))

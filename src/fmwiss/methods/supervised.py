@@ -50,12 +50,21 @@ class Supervised(Method):
     def training_step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         if batch.mask is None:
             raise ValueError("Supervised learns from masks, and the batch has none")
-        mask, valid = thin(batch.mask, self.loss_stride), thin(batch.valid, self.loss_stride)
+        mask, counted = self._counted(batch)
         height, width = mask.shape[-2:]
         logits = resize_logits(self.student(batch.image), (height, width))
-        counted = (mask != VOID) & valid
         if self.loss == "cross-entropy":
             return {"base_ce": self.cross_entropy(logits, mask.masked_fill(~counted, VOID))}
         labels = mask.where(counted, 0)[:, None]
         target = torch.zeros_like(logits).scatter_(1, labels, 1.0)
         return {"base_bce": self.bce(logits, target, counted[:, None])}
+
+    def extent(self, batch: Batch) -> dict[str, Tensor]:
+        pixels = self._counted(batch)[1].sum()
+        return {"base_bce": pixels, "base_ce": pixels}
+
+    def _counted(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The masks at the loss's resolution, and where they count."""
+        assert batch.mask is not None
+        mask, valid = thin(batch.mask, self.loss_stride), thin(batch.valid, self.loss_stride)
+        return mask, (mask != VOID) & valid

@@ -121,6 +121,19 @@ class WILSON(Method):
         losses["all_bce"] = self.segmentation(self.student.decode(features)[0], target, valid & whole[:, :, None, None])
         return losses
 
+    def extent(self, batch: Batch) -> dict[str, Tensor]:
+        """Of the student's loss with a localizer it is not known before it is computed which photographs count."""
+        assert batch.tags is not None
+        options = self.options
+        valid = thin(batch.valid, self.student.architecture.output_stride)[:, None]
+        counts = {"prior": valid.sum(), "features": valid.sum()}
+        if self.localizer is None:
+            counted = valid if options.untagged_absent else valid & known_classes(batch.tags, self.n_old)
+            counts["all_bce"] = counted.sum()
+        elif not options.untagged_absent:
+            counts["image_label"] = batch.tags.sum()
+        return counts
+
     def distillation(self, features: Tensor, old_features: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """l_FD: squared distance of the student's and the old model's ``(B, D, h, w)`` features, mean where valid."""
         weight = self.options.feature_distillation

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 T = TypeVar("T")
 
 LINE_EVERY = 10.0  # seconds between lines where standard error is no terminal
-_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # set by launchers of several processes, of which the first reports
+_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")  # of several processes the first reports
 
 
 def track(

@@ -15,10 +15,11 @@ _KEYS = (
     "training.step0.",
     "training.seed",
     "training.gradient_clip",
+    "training.sync_batch_norm",
 )
 """Keys, or beginnings of keys, that step 0's model depends on, beside its classes."""
 
-_ADDED = {"training.step0.loss": "bce"}
+_ADDED = {"training.step0.loss": "bce", "training.step0.accumulate": 1, "training.sync_batch_norm": False}
 """Keys that earlier versions did not have, with the value at which a base is the one that those trained."""
 
 

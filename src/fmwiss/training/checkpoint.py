@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric.plugins import Precision
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -19,9 +20,16 @@ from fmwiss.methods import Method
 
 
 def save_checkpoint(
-    folder: Path, iteration: int, method: Method, optimizer: torch.optim.Optimizer, seconds: float = 0.0
+    folder: Path,
+    iteration: int,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    seconds: float = 0.0,
+    precision: Precision | None = None,
 ) -> None:
     """Write the state after ``iteration`` iterations and ``seconds`` to ``folder/<iteration>/``; drop older ones.
+
+    The precision's state is that of the loss scaler of ``16-mixed``; others have none.
 
     The folder appears under its name by one rename, when all of it is on the disk. Random states need no place in it:
     every draw is keyed by seed and iteration.
@@ -33,7 +41,9 @@ def save_checkpoint(
     tensors |= {f"optimizer.{name}": value.contiguous() for name, value in _optimizer_state(optimizer).items()}
     try:
         write_atomically(temporary / "state.safetensors", lambda path: save_file(tensors, path))
-        progress = json.dumps({"iteration": iteration, "seconds": round(seconds, 1)})
+        scaler = precision.state_dict() if precision is not None else {}
+        kept = {"iteration": iteration, "seconds": round(seconds, 1), **({"scaler": scaler} if scaler else {})}
+        progress = json.dumps(kept)
         write_atomically(temporary / "progress.json", lambda path: path.write_text(progress))
         os.replace(temporary, final)
     except BaseException:
@@ -44,7 +54,9 @@ def save_checkpoint(
             shutil.rmtree(path)
 
 
-def load_checkpoint(folder: Path, method: Method, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+def load_checkpoint(
+    folder: Path, method: Method, optimizer: torch.optim.Optimizer, precision: Precision | None = None
+) -> tuple[int, float]:
     """Restore the newest whole checkpoint, if there is one; returns the iterations done and the seconds they took."""
     found = sorted(path for path in folder.glob("[0-9]*") if path.is_dir())
     if not found:
@@ -61,6 +73,8 @@ def load_checkpoint(folder: Path, method: Method, optimizer: torch.optim.Optimiz
             f"{newest}: this checkpoint does not fit the configuration or is damaged ({reason}); delete the folder to "
             "start the step anew."
         ) from error
+    if precision is not None and "scaler" in progress:
+        precision.load_state_dict(progress["scaler"])
     parameters = _parameters(optimizer)
     for key, value in _under(tensors, "optimizer.").items():
         index, name = key.split(".")

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from fmwiss.files import write_atomically
 from fmwiss.methods import Method
 from fmwiss.reporting.progress import track
 from fmwiss.training.checkpoint import load_checkpoint, save_checkpoint
+from fmwiss.training.forwards import as_written, forwards, synchronise_batch_norm
+from fmwiss.training.parts import accumulate_gradients
 from fmwiss.training.schedule import poly_factor
 
 LOG_EVERY = 10
@@ -38,7 +41,8 @@ class Loop:
 
     ``folder`` receives ``metrics.jsonl``, TensorBoard events and ``state/`` (checkpoints, removed by the caller when
     the step is done). ``validate`` is called with the number of finished epochs after every ``validate_every`` of
-    them; its figures are logged.
+    them; its figures are logged. ``compile``, ``activation_checkpointing`` and ``sync_batch_norm`` are those of
+    :class:`~fmwiss.config.TrainingConfig`.
     """
 
     fabric: Fabric
@@ -52,6 +56,9 @@ class Loop:
     validate_every: int = 0
     validate: Callable[[], dict[str, Any]] | None = None
     description: str = "training"
+    sync_batch_norm: bool = False
+    compile: bool = False
+    activation_checkpointing: bool = False
     _losses: dict[str, float] = field(default_factory=dict)
 
     def run(
@@ -69,14 +76,23 @@ class Loop:
         Returns:
             The seconds that it took, in this process and in those that were interrupted.
         """
+        with forwards(method, self.compile, self.activation_checkpointing):
+            return self._run(method, dataset, n_images, n_replayed, replay_share)
+
+    def _run(
+        self, method: Method, dataset: Dataset[Any], n_images: int, n_replayed: int, replay_share: float
+    ) -> float:
         started = time.monotonic()
         options, fabric = self.options, self.fabric
+        method.seed = self.seed
+        if self.sync_batch_norm and fabric.world_size > 1:
+            synchronise_batch_norm(method)
         groups = method.parameter_groups(options.learning_rate, options.head_rate)
         optimizer = build_optimizer(options, groups, fused=self.gradient_clip is None)
         base_rates = [group["lr"] for group in optimizer.param_groups]
         module, wrapped = fabric.setup(method, optimizer)
         state = self.folder / "state"
-        done, seconds_before = load_checkpoint(state, method, optimizer)
+        done, seconds_before = load_checkpoint(state, method, optimizer, fabric.strategy.precision)
 
         steps: dict[str, Any] = {
             "epochs": method.warmup_epochs + options.epochs,
@@ -91,10 +107,11 @@ class Loop:
             )
         else:
             sampler = IterationSampler(n_images, options.batch_size, **steps)
-        if sampler.batch_size < 2 * fabric.world_size:
+        if sampler.batch_size < 2 * fabric.world_size * options.accumulate:
+            parts = f", each in {options.accumulate} parts" if options.accumulate > 1 else ""
             raise UserError(
                 f"step {self.step} would train on {sampler.batch_size} photograph(s) at a time in {fabric.world_size} "
-                "process(es); the decoder's batch norm needs at least two for each."
+                f"process(es){parts}; the decoder's batch norm needs at least two for each."
             )
         per_epoch = sampler.iterations_per_epoch
         warmup, total = method.warmup_epochs * per_epoch, (method.warmup_epochs + options.epochs) * per_epoch
@@ -119,9 +136,8 @@ class Loop:
             draws = keyed_generator(self.seed, "iteration", self.step, iteration, fabric.global_rank)
             # dropout draws from the global generator: keyed likewise, so that a resumed run draws the same
             torch.manual_seed(int(torch.randint(2**62, (1,), generator=draws)))
-            losses = module(vars(batch), draws)
             optimizer.zero_grad(set_to_none=True)
-            fabric.backward(torch.stack(list(losses.values())).sum())
+            losses = accumulate_gradients(fabric, module, method, batch, options.accumulate, draws)
             if self.gradient_clip is not None:
                 # in half precision an overflow is usual: the loss scaler skips that update
                 finite = fabric.strategy.precision.precision != "16-mixed"
@@ -132,7 +148,7 @@ class Loop:
             epoch_ends = finished % per_epoch == 0
             if log and (finished % LOG_EVERY == 0 or epoch_ends):
                 self._losses.clear()
-                self._losses.update({name: float(loss.detach()) for name, loss in losses.items()})
+                self._losses.update({name: float(loss) for name, loss in losses.items()})
                 seconds = (time.monotonic() - started) / (finished - done)
                 log.write(
                     {
@@ -146,12 +162,14 @@ class Loop:
             if self.validate and self.validate_every and epoch_ends and finished < total:
                 epoch = finished // per_epoch
                 if epoch % self.validate_every == 0:
-                    figures = self.validate()
+                    with as_written() if self.compile else nullcontext():
+                        figures = self.validate()
                     method.start_epoch(epoch)
                     if log:
                         log.write({"iteration": finished, "epoch": epoch, "validation": figures})
             if log and (epoch_ends or finished % self.checkpoint_every == 0):
-                save_checkpoint(state, finished, method, optimizer, seconds_before + time.monotonic() - started)
+                seconds = seconds_before + time.monotonic() - started
+                save_checkpoint(state, finished, method, optimizer, seconds, fabric.strategy.precision)
         if log:
             log.close()
         return seconds_before + time.monotonic() - started

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torchvision.transforms.v2.functional import resize
 
 from fmwiss.config import Config, OptimizationConfig, RECALLConfig, check_resumable, dump_config, load_config
@@ -45,6 +44,7 @@ from fmwiss.methods import (
     takes_pseudo_masks,
 )
 from fmwiss.models import Segmenter, finished_steps
+from fmwiss.processes import Processes
 from fmwiss.pseudo_masks import open_pseudo_masks
 from fmwiss.pseudo_masks import working_size as frozen_size
 from fmwiss.reporting.progress import track
@@ -60,6 +60,7 @@ from fmwiss.training.gallery import (
     TrainingPictures,
     draw_validation,
 )
+from fmwiss.training.launch import build_fabric, check_hardware, one_job
 from fmwiss.training.located import KeptMaps, LocatedMasks
 from fmwiss.training.loop import Loop
 from fmwiss.training.pixel import REPLAY, SURVEY, PixelStep
@@ -83,6 +84,7 @@ def train(
     base: Path | None = None,
     source: Source | None = None,
     review: Path | None = None,
+    num_nodes: int | None = None,
 ) -> dict[int, Evaluation]:
     """Do every step of an experiment that is not done yet, or the given one.
 
@@ -92,7 +94,7 @@ def train(
         weights: folder with weights by timm name, looked into before the hub.
         out: the run's folder.
         step: do only this step; the one before it must be finished.
-        devices: Fabric's devices: a number of processes or "auto".
+        devices: processes of a node, or "auto" (:func:`fmwiss.training.launch.build_fabric`).
         precision: Fabric's precision, such as "32-true" or "bf16-mixed".
         cache: where pseudo-mask stores are kept; None: the user's cache folder.
         base: another run whose finished step 0 is taken over in place of training it; it must come from the same
@@ -101,13 +103,21 @@ def train(
         source: the data set, in place of the one in ``data``, which is then a name for messages.
         review: decisions about pseudo masks (:mod:`fmwiss.data.review`) for the steps that are not begun; by default
             those in ``out``, if there are any. A step that is begun goes on with those that it was begun with.
+        num_nodes: machines, on each of which this is called; None: as the launcher of this process says, else one.
 
     Returns:
         The evaluation of every step done by this call.
     """
-    fabric = _fabric(devices, precision)
+    fabric = build_fabric(devices, precision, num_nodes)
+    check_hardware(fabric, config.training)
     fabric.launch()
-    run = _Run(config, data, weights, out, cache, fabric, source, review)
+    with one_job(fabric):
+        run = _Run(config, data, weights, out, cache, fabric, source, review)
+        return _train(run, out, step, base)
+
+
+def _train(run: _Run, out: Path, step: int | None, base: Path | None) -> dict[int, Evaluation]:
+    fabric = run.fabric
     if step is not None and not 0 <= step < len(run.protocol.steps):
         raise UserError(f"--step {step}: the protocol has steps 0 to {len(run.protocol.steps) - 1}.")
     with _alone(out) if fabric.is_global_zero else nullcontext():
@@ -137,18 +147,6 @@ def _alone(run: Path) -> Iterator[None]:
             yield
     except Timeout as error:
         raise UserError(f"{run}: another fmwiss train is at work there; wait for it, or give another --out") from error
-
-
-def _fabric(devices: str | int, precision: str) -> Fabric:
-    options: dict[str, Any] = {"devices": devices, "precision": precision}
-    try:
-        fabric = Fabric(**options)
-    except MisconfigurationException as error:
-        raise UserError(f"--devices {devices}: {str(error).splitlines()[0].strip()}") from error
-    if fabric.world_size > 1:
-        # while only the teacher learns, the student's parameters get no gradient, for which DDP would wait
-        fabric = Fabric(strategy="ddp_find_unused_parameters_true", **options)
-    return fabric
 
 
 @dataclass
@@ -329,6 +327,9 @@ class _Run:
             checkpoint_every=training.checkpoint_every,
             gradient_clip=training.gradient_clip,
             description=description,
+            sync_batch_norm=training.sync_batch_norm,
+            compile=training.compile,
+            activation_checkpointing=training.activation_checkpointing,
             **validation,
         )
 
@@ -351,10 +352,7 @@ class _Run:
 
     def _gather(self, mine: dict[str, Any]) -> dict[str, Any]:
         """What all processes have found, each of its own photographs."""
-        if self.fabric.world_size == 1:
-            return mine
-        shares: list[dict[str, Any]] = [{} for _ in range(self.fabric.world_size)]
-        torch.distributed.all_gather_object(shares, mine)
+        shares = Processes.of_this_job().gather(mine)
         return {image_id: value for share in shares for image_id, value in share.items()}
 
     def _training_pictures(
@@ -644,7 +642,16 @@ class _Run:
         if options.source == "true-masks":
             return TrueMasks(self.source, self.source.mask_classes)
         return open_pseudo_masks(
-            options, self.source, ids, tags, self.weights, self.cache, self.fabric.device, seed, track
+            options,
+            self.source,
+            ids,
+            tags,
+            self.weights,
+            self.cache,
+            self.fabric.device,
+            seed,
+            track,
+            Processes.of_this_job(),
         )
 
     def _copy_paste(self, t: int) -> CopyPaste | None:

@@ -185,10 +185,8 @@ class AdaptedSegmenter(Segmenter):
 
         Sides that the model cannot halve often enough are scaled to the nearest that it can.
         """
-        d = self.divisor
-        size = [torch.sym_max(1, (side + d // 2) // d) * d for side in images.shape[-2:]]
-        # a graph takes any size, so that it always scales, if by nothing
-        if torch.compiler.is_exporting() or size != list(images.shape[-2:]):
+        size = [max(1, round(side / self.divisor)) * self.divisor for side in images.shape[-2:]]
+        if size != list(images.shape[-2:]):
             images = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
         normalised = (images - self.mean) / self.std
         if self.architecture.family == "smp":

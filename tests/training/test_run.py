@@ -304,7 +304,7 @@ def test_masks_that_are_there_are_not_made_again(
         train(configure(experiment, method={**method, "background_score": 0.5}), tiny_voc, None, out)
     monkeypatch.setattr("fmwiss.methods.cam.CAMLocator.training_step", _interrupt)
     time_file = out / "step1/locator/time.json"
-    assert 0 < json.loads(time_file.read_text())["seconds"] < 600
+    assert 0 <= json.loads(time_file.read_text())["seconds"] < 600
     time_file.write_text('{"seconds": 7200.0}')
     assert list(train(config, tiny_voc, None, out)) == [1]
     minutes = json.loads((out / "step1/evaluation.json").read_text())["minutes"]

@@ -27,8 +27,10 @@ TORCHRUN = {
 
 @pytest.fixture(autouse=True)
 def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what Fabric itself puts into the environment, such as SLURM's first node, is gone after the test."""
     for name in (*SLURM, *TORCHRUN, "NODE_RANK"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
 
 
 def started_by(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from lightning_fabric.strategies import ddp as rank_zero
 
 from fmwiss.config import TrainingConfig
 from fmwiss.endings import how_it_ended, whose
@@ -31,6 +32,8 @@ def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*SLURM, *TORCHRUN, "NODE_RANK"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
+    for known in (rank_zero.rank_zero_only, rank_zero.utils_rank_zero_only):
+        monkeypatch.setattr(known, "rank", 0)
 
 
 def started_by(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:

@@ -10,7 +10,7 @@ from fmwiss.data.batches import Batch
 from fmwiss.losses import EntropyWeightedDistillationLoss, PixelCrossEntropyLoss
 from fmwiss.losses.pixel_cross_entropy import IGNORED
 from fmwiss.methods.guidance import BACKGROUND
-from fmwiss.methods.pixel import DistillingMethod, resized
+from fmwiss.methods.pixel import DistillingMethod
 from fmwiss.models import Segmenter
 
 
@@ -30,9 +30,7 @@ class CIL(DistillingMethod):
 
     def training_step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         labels, valid = self.labels(batch)
-        with torch.no_grad():
-            old = resized(self.old_model(batch.image), labels)
-        logits = resized(self.student(batch.image), labels)
+        logits, old = self.of_both(batch.image, labels)
         unlabelled = _unlabelled(labels)
         return {
             "new_ce": self.cross_entropy(logits, labels.masked_fill(unlabelled, IGNORED)),

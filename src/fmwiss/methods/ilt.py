@@ -8,25 +8,18 @@ from torch.nn import functional as F
 
 from fmwiss.config import ILTConfig
 from fmwiss.data.batches import Batch
-from fmwiss.losses import DistillationLoss, PixelCrossEntropyLoss
 from fmwiss.losses.distillation import single
-from fmwiss.methods.pixel import DistillingMethod, resized
-from fmwiss.models import Segmenter
+from fmwiss.methods.lwf import LwF
+from fmwiss.methods.pixel import resized
 
 
-class ILT(DistillingMethod):
+class ILT(LwF):
     """LwF, and the mean squared error between the encoders' last features.
 
     Arguments as of :class:`~fmwiss.methods.pixel.DistillingMethod`.
     """
 
-    def __init__(
-        self, student: Segmenter, old_model: Segmenter, options: ILTConfig, freeze_batch_norm: bool = False
-    ) -> None:
-        super().__init__(student, old_model, options, freeze_batch_norm)
-        self.options = options
-        self.cross_entropy = PixelCrossEntropyLoss()
-        self.distillation = DistillationLoss()
+    options: ILTConfig
 
     def training_step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         labels, valid = self.labels(batch)
@@ -37,7 +30,6 @@ class ILT(DistillingMethod):
         logits = resized(self.student.decode(features)[0], labels)
         difference = F.mse_loss(single(features), single(old_features))
         return {
-            "ce": self.cross_entropy(logits, labels),
-            "distillation": self.options.distillation * self.distillation(logits, old, valid),
+            **self.terms(labels, valid, logits, old),
             "features": self.options.feature_distillation * difference,
         }

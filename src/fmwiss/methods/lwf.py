@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fmwiss.config import LwFConfig
+from fmwiss.config import ILTConfig, LwFConfig
 from fmwiss.data.batches import Batch
 from fmwiss.losses import DistillationLoss, PixelCrossEntropyLoss
-from fmwiss.methods.pixel import DistillingMethod, resized
+from fmwiss.methods.pixel import DistillingMethod
 from fmwiss.models import Segmenter
 
 
@@ -18,8 +18,14 @@ class LwF(DistillingMethod):
     Arguments as of :class:`~fmwiss.methods.pixel.DistillingMethod`.
     """
 
+    options: LwFConfig | ILTConfig
+
     def __init__(
-        self, student: Segmenter, old_model: Segmenter, options: LwFConfig, freeze_batch_norm: bool = False
+        self,
+        student: Segmenter,
+        old_model: Segmenter,
+        options: LwFConfig | ILTConfig,
+        freeze_batch_norm: bool = False,
     ) -> None:
         super().__init__(student, old_model, options, freeze_batch_norm)
         self.options = options
@@ -28,9 +34,10 @@ class LwF(DistillingMethod):
 
     def training_step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         labels, valid = self.labels(batch)
-        with torch.no_grad():
-            old = resized(self.old_model(batch.image), labels)
-        logits = resized(self.student(batch.image), labels)
+        return self.terms(labels, valid, *self.of_both(batch.image, labels))
+
+    def terms(self, labels: Tensor, valid: Tensor, logits: Tensor, old: Tensor) -> dict[str, Tensor]:
+        """The two losses of logits, the student's and the old model's, at the resolution of ``(B, H, W)`` labels."""
         return {
             "ce": self.cross_entropy(logits, labels),
             "distillation": self.options.distillation * self.distillation(logits, old, valid),

@@ -9,7 +9,7 @@ from fmwiss.config import LwFMCConfig
 from fmwiss.data.batches import Batch
 from fmwiss.losses import BinaryDistillationLoss, PixelBCELoss
 from fmwiss.losses.pixel_cross_entropy import IGNORED
-from fmwiss.methods.pixel import DistillingMethod, resized
+from fmwiss.methods.pixel import DistillingMethod
 from fmwiss.models import Segmenter
 
 
@@ -29,9 +29,7 @@ class LwFMC(DistillingMethod):
 
     def training_step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         labels, valid = self.labels(batch)
-        with torch.no_grad():
-            old = resized(self.old_model(batch.image), labels)
-        logits = resized(self.student(batch.image), labels)
+        logits, old = self.of_both(batch.image, labels)
         counted = (labels != IGNORED)[:, None]
         target = torch.zeros_like(logits).scatter_(1, labels[:, None].where(counted, 0), 1.0)
         weight = self.options.distillation * self.n_old

@@ -8,7 +8,7 @@ from torch import Tensor
 from fmwiss.config import MiBConfig
 from fmwiss.data.batches import Batch
 from fmwiss.losses import UnbiasedCrossEntropyLoss, UnbiasedDistillationLoss
-from fmwiss.methods.pixel import DistillingMethod, resized
+from fmwiss.methods.pixel import DistillingMethod
 from fmwiss.models import Segmenter
 
 
@@ -29,9 +29,7 @@ class MiB(DistillingMethod):
 
     def training_step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         labels, valid = self.labels(batch)
-        with torch.no_grad():
-            old = resized(self.old_model(batch.image), labels)
-        logits = resized(self.student(batch.image), labels)
+        logits, old = self.of_both(batch.image, labels)
         return {
             "unbiased_ce": self.cross_entropy(logits, labels),
             "unbiased_distillation": self.options.distillation * self.distillation(logits, old, valid),

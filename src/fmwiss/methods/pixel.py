@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -19,7 +20,8 @@ from fmwiss.models import Segmenter
 class PixelMethod(Method):
     """A method whose batches have the step's masks: new classes, everything else background, void 255.
 
-    What it is told beside its options comes by the hooks below, each with a class attribute that asks for it.
+    One that has to look at the step's photographs before it learns is a :class:`Surveying`, too, and one that leaves
+    something for later steps a :class:`Carrying`.
 
     Args:
         student: the model of step t, already grown by the new classes.
@@ -31,10 +33,6 @@ class PixelMethod(Method):
     supervision = "pixel"
     joint: ClassVar[bool] = False
     """Whether it gets a new student, all photographs so far, and the masks of all classes so far."""
-    surveys: ClassVar[bool] = False
-    """Whether it looks at all of the step's photographs once before it learns (:meth:`survey`)."""
-    carries: ClassVar[bool] = False
-    """Whether a step leaves something for later ones beside its model (:meth:`carried`)."""
     replays: ClassVar[bool] = False
     """Whether batches hold photographs of old classes from elsewhere, too."""
 
@@ -67,26 +65,34 @@ class PixelMethod(Method):
         over_all = ("distillation", "unbiased_distillation")
         return {**dict.fromkeys(over_labelled, labelled), **dict.fromkeys(over_all, pixels)}
 
+
+class Surveying(ABC):
+    """A method that looks at all of the step's photographs once before it learns."""
+
+    @abstractmethod
     def survey(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
         """What it has to find out of the step's photographs; kept in the step's folder."""
-        raise NotImplementedError
 
+    @abstractmethod
     def use_survey(self, found: Mapping[str, Tensor]) -> None:
         """Take what :meth:`survey` gave, in this process or in an earlier one."""
-        raise NotImplementedError
+
+
+class Carrying(ABC):
+    """A method of which a step leaves something for later ones beside its model."""
 
     @classmethod
+    @abstractmethod
     def carried_from_base(cls, model: Segmenter, batches: Iterable[Batch]) -> dict[str, Tensor]:
         """:meth:`carried` of step 0, whose method is another one: of its finished model and photographs with masks."""
-        raise NotImplementedError
 
+    @abstractmethod
     def carried(self) -> dict[str, Tensor]:
         """What later steps must be told of this one beside its model; kept in the step's folder if there are any."""
-        raise NotImplementedError
 
+    @abstractmethod
     def use_carried(self, steps: Sequence[Mapping[str, Tensor]], more_follow: bool) -> None:
         """Take what every step before this one left, step 0 first; ``more_follow``: so must this one."""
-        raise NotImplementedError
 
 
 class DistillingMethod(PixelMethod):
@@ -106,6 +112,12 @@ class DistillingMethod(PixelMethod):
     ) -> None:
         super().__init__(student, old_model, options, freeze_batch_norm)
         self.old_model = old_model.requires_grad_(False)
+
+    def of_both(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The student's logits ``(B, |Y_t|, H, W)`` and the old model's ``(B, |Y_{t-1}|, H, W)`` as :func:`resized`."""
+        with torch.no_grad():
+            old = resized(self.old_model(images), labels)
+        return resized(self.student(images), labels), old
 
 
 def resized(logits: Tensor, labels: Tensor) -> Tensor:

@@ -14,20 +14,19 @@ from fmwiss.losses import LocalPODLoss, PixelCrossEntropyLoss
 from fmwiss.losses.local_pod import merge_new
 from fmwiss.losses.pixel_cross_entropy import IGNORED
 from fmwiss.methods.guidance import BACKGROUND
-from fmwiss.methods.pixel import DistillingMethod, resized
+from fmwiss.methods.pixel import DistillingMethod, Surveying, resized
 from fmwiss.models import Segmenter
 
 BINS = 1000
 """Of the histograms by which medians are found: memory does not grow with the photographs."""
 
 
-class PLOP(DistillingMethod):
+class PLOP(DistillingMethod, Surveying):
     """Distillation of pooled features at every stage, and pseudo labels of the old classes where the old model is sure.
 
     Arguments as of :class:`~fmwiss.methods.pixel.DistillingMethod`.
     """
 
-    surveys = True
     thresholds: Tensor
     """Of the old labels, ``(|Y_{t-1}|,)``: the old model's entropy must be below, as a share of the largest."""
 

@@ -15,14 +15,14 @@ from fmwiss.errors import UserError
 from fmwiss.losses import PixelCrossEntropyLoss
 from fmwiss.losses.pixel_cross_entropy import IGNORED
 from fmwiss.methods.guidance import BACKGROUND
-from fmwiss.methods.pixel import DistillingMethod, resized
+from fmwiss.methods.pixel import Carrying, DistillingMethod, resized
 from fmwiss.models import HelperDecoder, Segmenter
 
 LABEL_STRIDE = 2
 """Pixels of a replayed photograph, at its working size, per place of its labels in each direction."""
 
 
-class RECALL(DistillingMethod):
+class RECALL(DistillingMethod, Carrying):
     """Cross-entropy on the step's photographs and on replayed ones, with the old model's labels where there are none.
 
     The step's background is labelled by the old model ("background inpainting"), replayed photographs of a class by
@@ -33,7 +33,6 @@ class RECALL(DistillingMethod):
     """
 
     replays = True
-    carries = True
 
     @classmethod
     def check(cls, options: Any, config: Config) -> None:

@@ -20,18 +20,17 @@ from fmwiss.losses import (
 from fmwiss.losses.pixel_cross_entropy import IGNORED
 from fmwiss.losses.prototypes import NO_CLASS, class_sums
 from fmwiss.methods.guidance import BACKGROUND
-from fmwiss.methods.pixel import DistillingMethod, at_features, resized
+from fmwiss.methods.pixel import Carrying, DistillingMethod, at_features, resized
 from fmwiss.models import Segmenter
 from fmwiss.processes import Processes
 
 
-class SDR(DistillingMethod):
+class SDR(DistillingMethod, Carrying):
     """MiB's two losses, and four on the encoder's features: where classes' features lie, and how sparse they are.
 
     Arguments as of :class:`~fmwiss.methods.pixel.DistillingMethod`.
     """
 
-    carries = True
     prototypes: Tensor
     """Running means of the features at the places of every label, ``(|Y_t|, D)``; the background has none."""
     counts: Tensor

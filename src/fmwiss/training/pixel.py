@@ -20,7 +20,7 @@ from fmwiss.data.datasets import MaskDataset
 from fmwiss.data.replay import InterleavedDataset, ReplayDataset, ReplayFolder
 from fmwiss.errors import UserError
 from fmwiss.files import write_atomically
-from fmwiss.methods.pixel import PixelMethod
+from fmwiss.methods.pixel import Carrying, PixelMethod, Surveying
 from fmwiss.methods.recall import RECALL
 from fmwiss.models import Segmenter
 from fmwiss.reporting.progress import track
@@ -34,7 +34,7 @@ REPLAY = "replay"
 
 @dataclass(frozen=True)
 class PixelStep:
-    """Makes and keeps what a method asks for by its class attributes; all processes call it.
+    """Makes and keeps what a method asks for by what it is; all processes call it.
 
     Nothing that is there is made again, so that a step that was interrupted goes on with what it began with.
 
@@ -63,17 +63,17 @@ class PixelStep:
             more_follow: whether the protocol has later steps.
         """
         method.to(self.fabric.device)
-        if method.carries:
+        if isinstance(method, Carrying):
             steps = [self._left_by_base(method, name), *(self._left_by(t, name) for t in range(1, self.step))]
             method.use_carried(steps, more_follow)
-        if method.surveys:
+        if isinstance(method, Surveying):
             path = self.folder / f"step{self.step}" / SURVEY
             self._once(path, lambda: method.eval().survey(self._batches(self.step)))
             method.use_survey(_load(path))
 
     def keep_carried(self, method: PixelMethod, name: str, more_follow: bool) -> None:
         """Write what later steps need; the first process alone calls it."""
-        if method.carries and more_follow:
+        if isinstance(method, Carrying) and more_follow:
             _save(method.carried(), _carried(self.folder / f"step{self.step}", name))
 
     def interleaved(self, method: RECALL, own: MaskDataset, replay: ReplayFolder) -> InterleavedDataset:
@@ -89,7 +89,7 @@ class PixelStep:
         replayed = ReplayDataset(replay, maps, own.transform, own.seed)
         return InterleavedDataset(own, replayed, method.options.replay_share)
 
-    def _left_by_base(self, method: PixelMethod, name: str) -> dict[str, Tensor]:
+    def _left_by_base(self, method: Carrying, name: str) -> dict[str, Tensor]:
         """Step 0's part, made from its model and photographs: it knows nothing of the later steps' method."""
         base = self.folder / "step0"
         path = _carried(base, name)

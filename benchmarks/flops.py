@@ -58,6 +58,7 @@ from fmwiss.foundation.self_supervised import TimmViT, load_self_supervised
 from fmwiss.methods import FMWISS, SDR, Method, PixelMethod, Supervised, build_method, method_class
 from fmwiss.methods.guidance import Guidance
 from fmwiss.methods.offline import Locator
+from fmwiss.methods.pixel import DistillingMethod, Surveying
 from fmwiss.models import Segmenter
 from fmwiss.pseudo_masks import working_size
 from fmwiss.training.loop import build_optimizer
@@ -184,8 +185,8 @@ def _most_points(self: FMWISS, truth: Guidance, features: Tensor, generator: tor
     return (points @ points.T / self.options.tau).logsumexp(dim=1).mean()
 
 
-def _no_prototypes(self: Any, features: Tensor, *rest: Any) -> Tensor:
-    """SDR's losses on prototypes choose places by contents; they have no convolution and no matrix product."""
+def _sum_of_features(self: Any, features: Tensor, *rest: Any) -> Tensor:
+    """SDR's losses on features choose places by contents; they have no convolution and no matrix product."""
     return features.float().sum() * 0.0
 
 
@@ -194,8 +195,8 @@ def without_contents(method: Method) -> Iterator[None]:
     """Stand-ins, with the same shapes, for what looks at the contents of tensors."""
     with patch.object(FMWISS, "contrastive_loss", _most_points), patch.object(SDR, "_update", lambda *_: None):
         if isinstance(method, SDR):
-            for loss in (method.matching, method.attraction, method.repulsion):
-                loss.forward = _no_prototypes.__get__(loss)  # type: ignore[method-assign]
+            for loss in (method.matching, method.attraction, method.repulsion, method.sparsity):
+                loss.forward = _sum_of_features.__get__(loss)  # type: ignore[method-assign]
         yield
 
 
@@ -298,7 +299,8 @@ class Meter:
         method = self._method(config)
         warmup = method.warmup_epochs
         phases, works = [], []
-        locator = method.locator()
+        with torch.device("meta"):
+            locator = method.locator()
         if locator is not None:
             phases += self._locator_phases(config, locator, count)
             works.append(self._locating(config, locator, count))
@@ -312,9 +314,9 @@ class Meter:
             works.append(Work("pseudo masks", count, self.pseudo_masks(config)))
         elif locator is not None and locator.learns_from_saliency:
             works.append(Work("saliency", count, self._saliency(config)))
-        if isinstance(method, PixelMethod) and method.surveys:
+        if isinstance(method, DistillingMethod) and isinstance(method, Surveying):
             crop = torch.empty(1, 3, config.data.crop_size, config.data.crop_size, device="meta")
-            works.append(Work("survey", count, flops_of(lambda: method.old_model(crop))))  # type: ignore[operator]
+            works.append(Work("survey", count, flops_of(lambda: method.old_model(crop))))
         if isinstance(method, SDR):
             crop = torch.empty(1, 3, config.data.crop_size, config.data.crop_size, device="meta")
             encode = partial(method.old_model.encode, crop)  # type: ignore[operator]

@@ -43,7 +43,8 @@ def flops() -> ModuleType:
 
 
 def experiment(name: str, **method: object) -> Config:
-    small = SMALL if name == "fmwiss" else {key: value for key, value in SMALL.items() if key != "cosegmentation"}
+    takes_masks = name in ("fmwiss", "fmwiss-plus", "finetuning")
+    small = SMALL if takes_masks else {key: value for key, value in SMALL.items() if key != "cosegmentation"}
     return load_config(ROOT / f"configs/voc/10-10-overlap/{name}.yaml", [small, {"method": method} if method else {}])
 
 
@@ -116,6 +117,12 @@ def test_an_iteration_is_that_of_the_real_training(
     assert last.measured["bf16"].bytes <= last.measured["fp32"].bytes  # of so small a crop parameters are the most
     assert last.measured["bf16"].flops == real.flops
     assert measured.phases[0].epochs == 5 and measured.phases[0].measured["fp32"].flops < real.flops
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "configs/voc/10-10-overlap").glob("*.yaml")))
+def test_every_method_can_be_measured_without_contents(flops: ModuleType, name: str) -> None:
+    step = flops.Meter(memory=False).step(experiment(name))
+    assert all(phase.measured["fp32"].flops > 0 for phase in step.phases) and step.phases[-1].name == "epochs"
 
 
 def test_the_contrastive_loss_adds_its_products(flops: ModuleType) -> None:

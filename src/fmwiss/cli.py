@@ -463,6 +463,9 @@ def pseudo_masks(
 ) -> None:
     """Make the pseudo masks of tagged photographs: by default of all classes that are learnt from tags."""
     from fmwiss.config import load_config
+    from fmwiss.memory import keep_little
+
+    keep_little()
 
     if as_json and not compare:
         raise UserError("--json prints the figures of --evaluate, so give both")

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -300,8 +301,42 @@ SPOILT: dict[str, tuple[str, Spoil, list[str], str]] = {
     "a gap": ("run", lambda m: shutil.rmtree(m / "step0"), [], "step 0 is missing there"),
     "learning rate": ("unet", lambda m: None, ["--learning-rate", "-1"], "must be greater than 0"),
     "unknown key": ("unet", lambda m: None, ["--set", "training.steps.epoch=3"], "unknown key training.steps.epoch"),
-    "method of other models": ("unet", lambda m: None, ["--set", "method.name=wilson"], "unknown key|models of fmwiss"),
+    "another method": ("unet", lambda m: None, ["--set", "method.name=wilson"], "extended by fmwiss or finetuning"),
 }
+
+
+def test_finetuning_can_be_chosen_in_two_ways(foreign: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("method: {name: finetuning, loss_stride: 2}\n")
+    for name, wishes, stride in (
+        ("set", {"overrides": (*FOUNDATION, "method.name=finetuning")}, 1),
+        ("config", {"overrides": FOUNDATION, "config": tmp_path / "a.yaml"}, 2),
+    ):
+        plan = make_plan(
+            Order(
+                model=str(foreign), images=data / "new", out=tmp_path / name, classes=["sheep"],
+                tags=str(data / "tags.csv"), precision="32-true", cache=data / "cache",
+                wishes=Wishes(crop_size=64, **wishes),
+            )
+        )
+        assert plan.config.method.name == "finetuning" and plan.config.method.loss_stride in (stride, 4)
+
+
+def test_a_run_that_was_trained_with_a_softmax_is_refused(extended: Path, data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(extended, run)
+    values = yaml.safe_load((run / "config.yaml").read_text())
+    values["training"]["step0"]["loss"] = "cross-entropy"
+    (run / "config.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match="trained with a softmax"):
+        make_plan(order(run, data, tmp_path / "out", classes=["boat"]))
+
+
+def test_what_a_review_leaves_is_no_other_extension(foreign: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("tags.json", "review.jsonl", "review-figures.json"):
+        (out / name).write_text("")
+    assert not make_plan(order(foreign, data, out)).begun
 
 
 @pytest.fixture(scope="module")

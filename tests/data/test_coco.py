@@ -90,6 +90,8 @@ def test_packed_run_lengths(seed: int) -> None:
         ([[1, 1, 5, 5, 3, "x"]], "no list of numbers"),
         ([[1, 1, 5, 5, 3, float("inf")]], "no list of numbers"),
         ([{"x": 1}], "no list of numbers"),
+        ([[1, 1, 1e9, 1, 9, 9]], "polygon far outside its photograph of 3 x 4 pixels"),
+        ([[1, 1, 3, 1, 2, -1e300]], "polygon far outside"),
         ({"size": [4, 3], "counts": [12]}, r"of size \[4, 3\], its photograph is \[3, 4\]"),
         ({"size": [3, 4], "counts": [4, 3]}, "do not add up to 3 x 4 pixels"),
         ({"size": [3, 4], "counts": [14, -2]}, "do not add up"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
@@ -64,4 +66,18 @@ def test_absurdly_many_pixels_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
     corner().save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with pytest.raises(UserError, match="more pixels"):
+        read_photograph(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("error", [TypeError("x"), struct.error("x"), KeyError(3), EOFError(), zlib.error("x")])
+def test_what_pillow_raises_of_damaged_exif_is_told(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corner().save(tmp_path / "a.png")
+
+    def damaged(picture: Image.Image) -> None:
+        raise error
+
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", damaged)
+    with pytest.raises(UserError, match=r"a\.png cannot be read"):
         read_photograph(tmp_path / "a.png")

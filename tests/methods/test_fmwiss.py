@@ -137,9 +137,15 @@ class Slow:
         if c == 0 and options.student_background == "minimum":
             return min(old, teacher)
         if c == 0 and options.student_background == "lowered":
-            largest = max(self.new_target(b, n, y, x) for n in range(N_OLD, N_OLD + N_NEW))
+            largest = max(self.claim(b, n, y, x) for n in range(N_OLD, N_OLD + N_NEW))
             return min(mean, 1 - largest)
         return mean
+
+    def claim(self, b: int, c: int, y: int, x: int) -> float:
+        """What a new class leaves the background; of one that may be there without a tag, what the teacher sees."""
+        if self.options.untagged_absent or self.tagged(b, c):
+            return self.new_target(b, c, y, x)
+        return self.teacher[b][c][y][x]
 
     def new_target(self, b: int, c: int, y: int, x: int) -> float:
         options = self.options
@@ -164,12 +170,21 @@ class Slow:
 
     def all_bce(self, student: Tensor) -> float:
         """Equation 11."""
-        return self._bce(student.double().sigmoid().tolist(), self.student_target, N_OLD + N_NEW)
+        return self._bce(student.double().sigmoid().tolist(), self.student_target, N_OLD + N_NEW, self.taught)
 
-    def _bce(self, outputs: Any, target: Callable[[int, int, int, int], float], n_classes: int) -> float:
+    def taught(self, b: int, c: int, y: int, x: int) -> bool:
+        """Whether the student learns anything of the class there."""
+        if self.options.untagged_absent or c < N_OLD or self.tagged(b, c):
+            return True
+        return self.options.pasted_student == "override" and self.pasted[b][y][x] > 0
+
+    def _bce(
+        self, outputs: Any, target: Callable[[int, int, int, int], float], n_classes: int,
+        counts: Callable[[int, int, int, int], bool] = lambda *place: True,
+    ) -> float:
         terms = [
             cross_entropy(outputs[b][c][y][x], target(b, c, y, x))
-            for (b, y, x), c in itertools.product(self.pixels(), range(n_classes))
+            for (b, y, x), c in itertools.product(self.pixels(), range(n_classes)) if counts(b, c, y, x)
         ]
         return sum(terms) / len(terms)
 
@@ -486,6 +501,21 @@ def test_a_batch_without_tags_where_untagged_classes_may_be_present(
     losses = method.training_step(empty, generator())
     assert losses["new_bce"].item() == 0  # nothing is known about the new classes
     assert losses["all_bce"].item() > 0
+
+
+@pytest.mark.parametrize("untagged_absent", [True, False])
+def test_of_a_class_that_may_be_there_without_a_tag_the_student_learns_nothing(
+    build: Callable[..., FMWISS], untagged_absent: bool
+) -> None:
+    method = build(untagged_absent=untagged_absent)
+    batch = make_batch(32)
+    assert batch.tags is not None
+    last = torch.tensor([True, False]).expand_as(batch.tags)  # no sofa is tagged
+    losses = method.training_step(replace(batch, tags=last, pasted=None), generator())
+    losses["all_bce"].backward()
+    gradient = method.student.classifier.steps[-1].bias.grad
+    assert gradient is not None and gradient[0] != 0
+    assert (gradient[1] == 0) == (not untagged_absent)
 
 
 def test_nothing_of_a_crop_is_photograph(build: Callable[..., FMWISS]) -> None:

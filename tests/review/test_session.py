@@ -191,3 +191,10 @@ def test_figures_of_other_masks_are_made_anew_and_damaged_ones_too(
     assert of(StoredPlusMasks(session.masks.store, config)) != 0.123
     figures.write_text("{")
     assert of(session.masks) == pytest.approx(session.items[0].terms["stages"])
+
+
+def test_a_photograph_is_as_large_as_its_source_says(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which turns it as its EXIF orientation says."""
+    monkeypatch.setattr(type(session.source), "image_size", lambda source, image_id: (7, 5))
+    session._sizes.clear()
+    assert session.size(0) == (7, 5)

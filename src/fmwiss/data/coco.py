@@ -18,6 +18,9 @@ from fmwiss.names import joined
 
 BACKGROUND = "background"
 
+FAR = 1.0
+"""Outlines may leave their photograph by so many times its longer side."""
+
 
 @dataclass(frozen=True)
 class CocoImage:
@@ -198,6 +201,8 @@ def _region(annotation: dict[str, Any], size: tuple[int, int], where: str) -> ND
                 raise UserError(f"{where} has a polygon that is no list of numbers; it must be [x0, y0, x1, y1, ...]")
             if len(polygon) < 6 or len(polygon) % 2:
                 raise UserError(f"{where} has a polygon of {len(polygon)} numbers; it must have 6 or more, in pairs")
+            if min(polygon) < -FAR * max(size) or max(polygon) > (1 + FAR) * max(size):  # the C library trusts them
+                raise UserError(f"{where} has a polygon far outside its photograph of {height} x {width} pixels")
         return np.asarray(rle.decode(rle.merge(rle.frPyObjects(outline, height, width))), dtype=bool)
     if not isinstance(outline, dict) or outline.get("size") != [height, width]:
         there = outline.get("size") if isinstance(outline, dict) else outline

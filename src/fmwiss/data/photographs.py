@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from fmwiss.data.voc import BROKEN
 from fmwiss.errors import UserError
 
 
@@ -30,6 +31,6 @@ def read_photograph(path: Path) -> Tensor:
         raise UserError(f"there is no photograph {path}") from error
     except Image.DecompressionBombError as error:
         raise UserError(f"{path} has more pixels than a photograph may have; make it smaller") from error
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises these three for broken files
+    except BROKEN as error:
         raise UserError(f"{path} cannot be read, it is truncated or no picture") from error
     return torch.from_numpy(np.array(upright)).permute(2, 0, 1).contiguous()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import struct
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,7 +17,12 @@ from fmwiss.errors import UserError
 from fmwiss.names import joined
 
 VOID = 255
-BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for broken files
+BROKEN = (
+    OSError, SyntaxError, ValueError, TypeError, KeyError, EOFError, OverflowError, struct.error, zlib.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises for broken files, those with broken EXIF among them."""
+
 VOC_CLASSES: tuple[str, ...] = (
     "aeroplane",
     "bicycle",

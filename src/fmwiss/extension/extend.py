@@ -32,7 +32,7 @@ from fmwiss.extension.source import ExtensionSource, open_masked, open_tagged
 from fmwiss.extension.trial import Estimate, try_out
 from fmwiss.files import write_atomically
 from fmwiss.models import finished_steps
-from fmwiss.training.run import BANK, train
+from fmwiss.training.run import BANK, TAGS, train
 
 RECORD = "extension.json"
 """File of the run with what the extension was asked for; the same is asked for when it goes on."""
@@ -290,7 +290,7 @@ def _record(order: Order, base: Base, new: Sequence[str]) -> dict[str, Any]:
     }
 
 
-_BEFORE = (".lock", ".review.lock", REVIEW, "review-figures.json")
+_BEFORE = (".lock", ".review.lock", REVIEW, "review-figures.json", TAGS)
 """What may lie in the folder of an extension that is not begun: a review of its pseudo masks, which it heeds."""
 
 

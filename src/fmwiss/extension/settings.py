@@ -24,6 +24,9 @@ ITERATIONS = 260
 ITERATIONS_ON_GPU = 1000
 EPOCHS = (3, 100)
 """Fewest and most epochs over the photographs."""
+METHODS = ("fmwiss", "finetuning")
+"""What extends a model; the first by default."""
+
 WARMUP_SHARE = 0.6
 """Epochs of the teacher alone, as a share of the others: five to eight on voc-mini."""
 WARMUP_EPOCHS = (1, 60)
@@ -91,7 +94,7 @@ def settle(
     _describe_model(values, base, new)
     data |= {
         "source": "voc" if tags_origin == "xml" else "folder", "train_split": "train", "val_split": compared,
-        "tags": tags_origin, "fraction": 1.0,
+        "tags": tags_origin, "fraction": 1.0, "also": [],
         "workers": max(0, min(2, _cores() - 1)),
     }
     if foreign and not given and base.config is None:
@@ -118,11 +121,12 @@ def settle(
     if wishes.seed is not None:
         values["training"]["seed"] = wishes.seed
     steps["batch_size"] = min(wishes.batch_size or int(steps["batch_size"]), len(tags))
-    values["method"]["untagged_absent"] = wishes.tags_complete
-    why["method.untagged_absent"] = (
-        "--tags-complete: a class without a tag is not in the photograph" if wishes.tags_complete
-        else "--tags-partial: a class without a tag may be in the photograph"
-    )
+    if values["method"]["name"] == "fmwiss":
+        values["method"]["untagged_absent"] = wishes.tags_complete
+        why["method.untagged_absent"] = (
+            "--tags-complete: a class without a tag is not in the photograph" if wishes.tags_complete
+            else "--tags-partial: a class without a tag may be in the photograph"
+        )
     if memory is None:
         values["copy_paste"] |= {"bank_size": 0}
         why["copy_paste.bank_size"] = "there are no old photographs to paste from (--replay DIR)"
@@ -138,8 +142,6 @@ def settle(
     own = base.model.architecture.resize
     if base.run is not None and config.data.resize != own:
         raise UserError(f"data.resize is {config.data.resize}, and the model's own working size is {own}; leave it out")
-    if config.method.name not in ("fmwiss", "finetuning") and foreign:
-        raise UserError(f"method.name={config.method.name} learns on models of fmwiss only; give fmwiss or finetuning")
     return config, why
 
 
@@ -166,9 +168,28 @@ def _beginning(base: Base, wishes: Wishes, why: dict[str, str]) -> dict[str, Any
                      "batch_size": BATCH}
             config = Config.model_validate({"training": {"steps": steps}})
     values = config.model_dump(mode="json")
-    if values["method"]["name"] != "fmwiss":
-        values["method"] = Config().method.model_dump(mode="json")
+    if base.config is not None and base.config.training.step0.loss == "cross-entropy":
+        raise UserError(
+            f"{base.given} was trained with a softmax (training.step0.loss: cross-entropy), and runs are extended "
+            "whose classes have sigmoids; give one that was trained with bce"
+        )
+    name = _method(values["method"]["name"] if wishes.config is not None else METHODS[0], wishes.overrides)
+    if name not in METHODS:
+        raise UserError(f"method.name is {name}, and a model is extended by {' or '.join(METHODS)}; give one of these")
+    if name == "finetuning" and not base.model.has_background:
+        raise UserError("method.name is finetuning, which needs a background, and the model has none; give fmwiss")
+    if values["method"]["name"] != name:
+        values["method"] = Config.model_validate({"method": {"name": name}}).method.model_dump(mode="json")
     return values
+
+
+def _method(name: str, overrides: Sequence[str]) -> str:
+    """The method's name, ``name`` unless ``--set`` gives another one."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key.strip() == "method.name":
+            name = value.strip()
+    return name
 
 
 def _describe_model(values: dict[str, Any], base: Base, new: Sequence[str]) -> None:
@@ -216,6 +237,8 @@ def _set_length(values: dict[str, Any], photographs: int, on_gpu: bool, why: dic
     epochs = max(EPOCHS[0], min(EPOCHS[1], math.ceil(wanted / per_epoch)))
     steps["epochs"] = epochs
     why["training.steps.epochs"] = f"{epochs * per_epoch} iterations over {photographs} photographs"
+    if values["method"]["name"] != "fmwiss":
+        return
     values["method"]["warmup_epochs"] = max(WARMUP_EPOCHS[0], min(WARMUP_EPOCHS[1], round(WARMUP_SHARE * epochs)))
     why["method.warmup_epochs"] = "before them, of the teacher alone"
 

@@ -117,13 +117,15 @@ class FMWISS(Method):
         if not self.warming_up:
             student_logits = resize_logits(self.student.decode_stages(stages)[0], size)
             target = self.student_target(truth, logits.detach(), old)
-            losses["all_bce"] = self.bce(student_logits, target, truth.valid)
+            losses["all_bce"] = self.bce(student_logits, target, self._counted_of_all(truth))
         return losses
 
     def extent(self, batch: Batch) -> dict[str, Tensor]:
         truth = Guidance.of(batch, self.options.loss_stride)
         pixels = truth.valid.sum()
-        counts = {"new_bce": self._counted(truth).sum(), "old_bce": pixels, "all_bce": pixels}
+        counts = {
+            "new_bce": self._counted(truth).sum(), "old_bce": pixels, "all_bce": self._counted_of_all(truth).sum()
+        }
         if self.options.gather_points:  # every process has the whole loss
             counts["new_dcl"] = torch.ones_like(pixels)
         return counts
@@ -133,6 +135,13 @@ class FMWISS(Method):
         if self.options.untagged_absent:
             return truth.valid
         return truth.valid & (truth.tags | (truth.pasted > 0))
+
+    def _counted_of_all(self, truth: Guidance) -> Tensor:
+        """Where the student's labels count, ``(B, 1 or |Y_t|, H, W)``: without a tag nothing is learnt of new ones."""
+        if self.options.untagged_absent:
+            return truth.valid
+        new = self._counted(truth) if self.options.pasted_student == "override" else truth.valid & truth.tags
+        return torch.cat([truth.valid.expand(-1, self.n_old, -1, -1), new], dim=1)
 
     def teacher_losses(self, truth: Guidance, logits: Tensor, old: Tensor) -> dict[str, Tensor]:
         """L_new_BCE (eq. 6) and L_old_BCE (eq. 8).
@@ -238,7 +247,8 @@ class FMWISS(Method):
         elif options.student_background == "minimum":
             target[:, BACKGROUND] = teacher[:, BACKGROUND].minimum(old[:, BACKGROUND])
         elif options.student_background == "lowered":
-            target[:, BACKGROUND] = target[:, BACKGROUND].minimum(1 - new.amax(dim=1))
+            claimed = new if options.untagged_absent else torch.where(truth.tags, new, teacher[:, n_old:])
+            target[:, BACKGROUND] = target[:, BACKGROUND].minimum(1 - claimed.amax(dim=1))
         if options.pasted_student == "override":
             target = _set_pasted(target.masked_fill_(truth.pasted > 0, 0.0), truth.pasted)
         return target

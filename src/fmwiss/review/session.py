@@ -16,7 +16,6 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from filelock import FileLock, Timeout
-from PIL import Image
 
 from fmwiss.config import Config, load_config
 from fmwiss.data.protocols import Protocol, share
@@ -163,12 +162,7 @@ class Session:
     def size(self, photograph: int) -> tuple[int, int]:
         """A photograph's height and width."""
         if photograph not in self._sizes:
-            path = self.source.image_path(self.photographs[photograph])
-            try:
-                with Image.open(path) as picture:
-                    self._sizes[photograph] = picture.height, picture.width
-            except OSError as error:
-                raise UserError(f"the photograph {path} is missing or no picture that can be read") from error
+            self._sizes[photograph] = self.source.image_size(self.photographs[photograph])
         return self._sizes[photograph]
 
     def thumbnail(self, photograph: int, side: int) -> bytes:

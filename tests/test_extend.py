@@ -331,6 +331,36 @@ def test_a_run_that_was_trained_with_a_softmax_is_refused(extended: Path, data: 
         make_plan(order(run, data, tmp_path / "out", classes=["boat"]))
 
 
+def test_what_was_begun_does_not_go_on_otherwise(extended: Path, foreign: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("training: {steps: {learning_rate: 1.0e-4}}\n")
+    config = {"epochs": 2, "batch_size": 2, "crop_size": 64, "overrides": QUICK, "config": tmp_path / "a.yaml"}
+    for change, message in (
+        ({"trained_with": "sigmoid"}, "begun with trained_with = nothing and sigmoid"),
+        ({"background": "background"}, "begun with background = nothing and background"),
+        ({"labels": ["background", "dog", "cat"]}, "begun with"),
+        ({"precision": "bf16-mixed"}, "begun with --precision 32-true and bf16-mixed"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make_plan(order(foreign, data, extended, **change))
+    with pytest.raises(UserError, match=r"begun with config = nothing and .*a\.yaml"):
+        make_plan(replace(order(foreign, data, extended), wishes=Wishes(**config)))
+
+
+def test_folders_are_the_same_however_they_are_written(
+    extended: Path, foreign: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(data)
+    assert make_plan(replace(order(foreign, data, extended), images=Path("new"))).begun
+
+
+def test_photographs_that_are_learnt_from_judge_nothing(foreign: Path, data: Path, tmp_path: Path) -> None:
+    both = tmp_path / "both"
+    shutil.copytree(data / "val", both)
+    (both / "tags.csv").write_text("file,tags\n" + "".join(f"{p.name},sheep\n" for p in (both / "images").iterdir()))
+    with pytest.raises(UserError, match=r"4 of the photographs that are learnt from, such as val_"):
+        make_plan(replace(order(foreign, data, tmp_path / "out", tags=None, validation=both), images=both))
+
+
 def test_what_a_review_leaves_is_no_other_extension(foreign: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

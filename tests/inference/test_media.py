@@ -43,6 +43,12 @@ def test_what_lies_in_the_output_folder_is_not_taken_again(photos: Path) -> None
     assert "a.png" not in results([f"{photos}/**/a.*"], out)
 
 
+@pytest.mark.parametrize("above", ["", ".."])
+def test_predictions_do_not_go_among_the_photographs(photos: Path, above: str) -> None:
+    with pytest.raises(UserError, match=r"lie in --out .*; give another --out"):
+        find_media([photos], photos / above)
+
+
 def test_globs_files_and_a_file_named_twice(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert results([f"{photos}/**/*.[jtw]*"], out) == {  # as a shell has it: the text, too, and nothing hidden

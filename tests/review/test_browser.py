@@ -153,7 +153,7 @@ def test_an_unknown_word_is_told_and_a_known_one_is_kept(page: Chromium) -> None
     page.wait("document.querySelector('.word-row')?.dataset.word === 'lamb'")
     page.evaluate("document.getElementById('word-form').requestSubmit()")
     page.wait("!document.getElementById('word-hint').hidden")
-    assert "rows={cat: [lamb]}" in page.evaluate("document.getElementById('word-hint').textContent")
+    assert 'rows={"cat": ["lamb"]}' in page.evaluate("document.getElementById('word-hint').textContent")
     page.evaluate("document.getElementById('word').maxLength = 999")
     type_word("x" * 90)
     page.wait("!document.getElementById('word-alert').hidden")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -15,6 +16,7 @@ import torch
 from fmwiss.config import Config, check_resumable, load_config
 from fmwiss.data.memory import MemoryBank
 from fmwiss.data.review import REVIEW
+from fmwiss.data.source import Source
 from fmwiss.errors import UserError
 from fmwiss.evaluation import Evaluation
 from fmwiss.extension.base import (
@@ -131,7 +133,7 @@ def make_plan(order: Order) -> Plan:
     if base.run is not None and base.run.resolve() == order.out.resolve():
         raise UserError(f"--out {order.out} is the run that is extended; give a new folder")
     record = _record(order, base, new)
-    begun = _check_record(order.out, record)
+    begun = _check_record(order.out, record, order.precision)
     if wishes.batch_size is None and (order.out / RECORD).is_file():  # of another process, or of a run that was killed
         wishes = replace(wishes, batch_size=_read_record(order.out / RECORD).get("batch_size"))
     with tempfile.TemporaryDirectory() as scratch:
@@ -143,6 +145,8 @@ def make_plan(order: Order) -> Plan:
             "are needed, and some dozens for a good mask"
         )
     validation, validation_ids = (None, []) if order.validation is None else open_masked(order.validation, "--val")
+    if validation is not None:
+        _check_apart(training, list(tags), validation, validation_ids, order.validation)
     saved = load_config(order.out / "config.yaml") if begun else None
     seed = wishes.seed if wishes.seed is not None else saved.training.seed if saved is not None else 0
     source = ExtensionSource(
@@ -157,6 +161,19 @@ def make_plan(order: Order) -> Plan:
     if saved is not None:
         config = _as_begun(saved, config, wishes, order.out)
     return Plan(order, base, new, source, config, why, base.step + 1, replay, begun)
+
+
+def _check_apart(
+    training: Source, ids: Sequence[str], validation: Source, validation_ids: Sequence[str], folder: Path | None
+) -> None:
+    """Raise UserError where a photograph is both learnt from and judged by."""
+    learnt = {training.image_path(image_id).resolve() for image_id in ids}
+    both = [image_id for image_id in validation_ids if validation.image_path(image_id).resolve() in learnt]
+    if both:
+        raise UserError(
+            f"--val {folder} holds {len(both)} of the photographs that are learnt from, such as {both[0]}; "
+            "give others, or leave it out"
+        )
 
 
 def measure(plan: Plan) -> tuple[Plan, Estimate]:
@@ -282,19 +299,31 @@ def _record(order: Order, base: Base, new: Sequence[str]) -> dict[str, Any]:
         "step": base.step,
         "old_classes": list(base.classes),
         "classes": list(new),
-        "images": str(order.images),
+        "images": str(order.images.resolve()),
         "tags": order.tags,
         "split": order.split,
-        "val": None if order.validation is None else str(order.validation),
-        "replay": None if order.replay is None else str(order.replay),
+        "val": None if order.validation is None else str(order.validation.resolve()),
+        "replay": None if order.replay is None else str(order.replay.resolve()),
+        "labels": None if order.labels is None else list(order.labels),
+        "background": order.background,
+        "trained_with": order.trained_with,
+        "config": None if order.wishes.config is None else _content(order.wishes.config),
     }
+
+
+def _content(path: Path) -> str:
+    """A file and what is in it, told from other contents."""
+    try:
+        return f"{path.resolve()} (SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()[:12]})"
+    except OSError as error:
+        raise UserError(f"--config {path} cannot be read ({error.strerror}); give an experiment file") from error
 
 
 _BEFORE = (".lock", ".review.lock", REVIEW, "review-figures.json", TAGS)
 """What may lie in the folder of an extension that is not begun: a review of its pseudo masks, which it heeds."""
 
 
-def _check_record(out: Path, record: dict[str, Any]) -> bool:
+def _check_record(out: Path, record: dict[str, Any], precision: str) -> bool:
     """Whether the extension is begun in ``out``.
 
     Raises:
@@ -312,6 +341,11 @@ def _check_record(out: Path, record: dict[str, Any]) -> bool:
                 f"{out} was begun with {key} = {_told(saved.get(key))} and {_told(value)} is asked for now; give the "
                 "same, or another --out"
             )
+    if precision != "auto" and saved.get("precision") not in (None, precision):
+        raise UserError(
+            f"{out} was begun with --precision {saved['precision']} and {precision} is asked for now; leave it out, "
+            "or give another --out"
+        )
     return (out / "config.yaml").is_file()
 
 

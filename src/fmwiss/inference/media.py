@@ -66,6 +66,8 @@ def _expanded(name: str, out: Path) -> Iterator[tuple[Path, Path]]:
     """Files, and where each lies as seen from the folder that it was found by."""
     path = Path(name)
     if path.is_dir():
+        if _lies_in(path, out):
+            raise UserError(f"the photographs of {path} lie in --out {out}, where predictions go; give another --out")
         yield from _of_folder(path, out)
     elif path.exists():
         yield path, Path(path.name)

@@ -512,7 +512,7 @@
   function hint() {
     const name = $("word-class").value, stands = [...new Set(rows.filter((row) => row.answer.class === name).flatMap((row) => row.answer.stands))];
     $("word-hint").hidden = !stands.length;
-    const quoted = (text) => /^[\w ]+$/.test(text) ? text : JSON.stringify(text);
+    const quoted = (text) => JSON.stringify(text).replaceAll("'", "'\\''");  // YAML's, inside a shell's single quotes
     $("word-hint").replaceChildren("To train with the words kept: ",
       make("code", { textContent: `--set 'cosegmentation.vision_language.rows={${quoted(name)}: [${stands.map(quoted).join(", ")}]}'` }),
       ". Other words are other scores: the masks are made anew.");

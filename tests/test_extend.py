@@ -27,7 +27,7 @@ from fmwiss.data.memory import MemoryBank
 from fmwiss.data.voc import VOID
 from fmwiss.errors import UserError
 from fmwiss.extension.extend import Order, Plan, carry_out, make_plan, measure
-from fmwiss.extension.settings import Wishes
+from fmwiss.extension.settings import Wishes, negatives
 from fmwiss.models import foreign as foreign_reader
 from fmwiss.models import load_segmenter
 from fmwiss.models.adapted import AdaptedSegmenter
@@ -221,12 +221,40 @@ def test_settings_follow_the_data_and_the_user(foreign: Path, data: Path, tmp_pa
     assert config.method.warmup_epochs == 9 and config.method.untagged_absent  # type: ignore[union-attr]
 
 
+def test_photographs_without_the_class_show_where_it_is_not(foreign: Path, data: Path, tmp_path: Path) -> None:
+    rows = (data / "tags.csv").read_text().splitlines()
+    tagged = [row.split(",")[0] for row in rows[1:] if "sheep" in row.split(",")[1].split(";")]
+    others = [row.split(",")[0] for row in rows[1:] if row.split(",")[0] not in tagged]
+    table = tmp_path / "tags.csv"
+    # nobody tells of the first one
+    table.write_text("\n".join(row for row in rows if row.split(",")[0] != others[0]) + "\n")
+    partial = order(foreign, data, tmp_path / "run", tags=str(table))
+    plan = make_plan(partial)
+    assert plan.source.without == () and plan.config.data.negatives == 0
+    with pytest.raises(UserError, match=r"--negatives 2: needs --tags-complete"):
+        make_plan(replace(partial, wishes=replace(partial.wishes, negatives=2)))
+
+    for wished, count in ((1.0, len(tagged)), (None, min(3 * len(tagged), len(others) - 1)), (99, len(others) - 1)):
+        wishes = replace(partial.wishes, tags_complete=True, negatives=wished)
+        out = tmp_path / f"run-{wished}"
+        plan = make_plan(replace(partial, out=out, wishes=wishes))
+        assert set(plan.source.without) == {Path(name).stem for name in others[1:]}
+        assert plan.config.data.negatives == (3.0 if wished is None else wished)
+        if wished == 1.0:
+            carry_out(plan, "32-true")
+            figures = json.loads((out / "step1/evaluation.json").read_text())
+            assert figures["training_images"] == len(tagged) + count
+        assert negatives(plan.source, plan.config.data.negatives) == count
+        assert plan.source.ids("train") == [*plan.source.tags, *plan.source.without]
+
+
 def test_measured_numbers_are_there(foreign: Path, data: Path, tmp_path: Path) -> None:
     plan, estimate = measure(make_plan(order(foreign, data, tmp_path / "run", precision="auto")))
     assert estimate.iteration > 0 and estimate.warmup_iteration > 0 and estimate.memory_gib > 0
     assert estimate.precision in ("32-true", "bf16-mixed") and estimate.pseudo_mask
-    seconds = estimate.seconds(plan.config, 10, 4)
+    seconds = estimate.seconds(plan.config, 8, 2, 4)
     per_epoch = 10 // plan.config.training.steps.batch_size
+    assert seconds["pseudo masks"] == 8 * estimate.pseudo_mask
     assert seconds["training"] == pytest.approx(per_epoch * (estimate.warmup_iteration + 2 * estimate.iteration))
 
 
@@ -342,6 +370,20 @@ def test_what_was_begun_does_not_go_on_otherwise(extended: Path, foreign: Path, 
     ):
         with pytest.raises(UserError, match=message):
             make_plan(order(foreign, data, extended, **change))
+    begun = order(foreign, data, extended)
+    with pytest.raises(UserError, match=r"begun with --batch-size 2 and 3 is asked for now"):
+        make_plan(replace(begun, wishes=replace(begun.wishes, batch_size=3)))
+    fewer = tmp_path / "tags.csv"
+    fewer.write_text((data / "tags.csv").read_text())
+    shutil.copytree(extended, tmp_path / "run")
+    record = json.loads((tmp_path / "run/extension.json").read_text())
+    (tmp_path / "run/extension.json").write_text(json.dumps({**record, "tags": str(fewer)}))
+    same = replace(begun, tags=str(fewer), out=tmp_path / "run")
+    assert make_plan(same).finished
+    first = next(line for line in fewer.read_text().splitlines() if "sheep" in line)
+    fewer.write_text(fewer.read_text().replace(first, first.split(",")[0] + ",cat"))
+    with pytest.raises(UserError, match=r"begun with other tags than those of .*tags\.csv now"):
+        make_plan(same)
     with pytest.raises(UserError, match=r"begun with config = nothing and .*a\.yaml"):
         make_plan(replace(order(foreign, data, extended), wishes=Wishes(**config)))
 

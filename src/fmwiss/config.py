@@ -84,6 +84,11 @@ class DataConfig(_Section):
     fraction: float = Field(
         1.0, gt=0.0, le=1.0, description="share of the photographs that the steps after 0 use (Table 10)"
     )
+    negatives: float = Field(
+        0.0, ge=0.0, description="photographs without a class of the step that fmwiss and finetuning take into a step "
+        "after 0, for each one with a class, as far as there are so many; they show where the classes are not, so tags "
+        "have to be complete (method.untagged_absent)"
+    )
     workers: int = Field(2, ge=0, description="loader processes; 0 loads in the main process")
 
     @model_validator(mode="before")

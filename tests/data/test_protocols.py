@@ -39,6 +39,18 @@ def test_published_lists_id_by_id(shared_dir: Path, split: str, setting: str, st
     assert protocol.select(step, tags, ids) == published
 
 
+def test_photographs_without_a_class_of_the_step():
+    overlap, disjoint = three_steps("overlap"), three_steps("disjoint")
+    for t in range(3):
+        left = overlap.select_without(t, TAGS, TAGS)
+        assert set(left).isdisjoint(overlap.select(t, TAGS, TAGS)) and len(left) == len(TAGS) - len(
+            overlap.select(t, TAGS, TAGS)
+        )
+        shown = {name for step in disjoint.steps[t:] for name in step}
+        assert disjoint.select_without(t, TAGS, TAGS) == [image_id for image_id in TAGS if not TAGS[image_id] & shown]
+    assert overlap.select_without(1, TAGS, TAGS)[:1] == ["old"]
+
+
 def test_overlap_takes_every_photograph_with_a_class_of_the_step():
     protocol = three_steps("overlap")
     assert protocol.select(0, TAGS, TAGS) == ["old", "both", "old and later"]

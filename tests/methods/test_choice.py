@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fmwiss.config import Config, sections_of
-from fmwiss.methods import METHODS, Method, PixelMethod, build_method, method_class
+from fmwiss.errors import UserError
+from fmwiss.methods import METHODS, Method, PixelMethod, build_method, check_methods, method_class
 from fmwiss.models import Architecture, Segmenter
 
 SECTIONS = sections_of(Config.model_fields["method"].annotation)
@@ -53,6 +54,23 @@ def test_a_method_keeps_to_its_contract(section: type) -> None:
             p.add_(1)
     other.load_learnt_state(method.learnt_state())
     assert all(value.equal(other.learnt_state()[name]) for name, value in method.learnt_state().items())
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.model_fields["name"].default)
+def test_negatives_are_for_those_that_understand_them(section: type) -> None:
+    name = section.model_fields["name"].default
+    if name == "recall":
+        pytest.skip("without photographs to replay it is refused for that")
+    config = Config.model_validate({"data": {"negatives": 2, "crop_size": 64}, "method": {"name": name}})
+    if name not in ("fmwiss", "finetuning"):
+        with pytest.raises(UserError, match=f"data.negatives = 2: method {name} learns from photographs"):
+            check_methods(config)
+        return
+    check_methods(config)
+    if name == "fmwiss":
+        partial = config.model_copy(update={"method": section(untagged_absent=False)})
+        with pytest.raises(UserError, match=r"data.negatives = 2: .* set method.untagged_absent, or give 0"):
+            check_methods(partial)
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.model_fields["name"].default)

@@ -159,8 +159,9 @@ class Workspace:
             whole |= {"split": job.split, "of": "all" if job.all_classes else "new", "pictures": job.pictures}
             splits = [job.split]
         else:
-            if not config.data.also:  # as before there was such a key
-                del whole["data"]["also"]
+            for key in ("also", "negatives"):  # as before there were such keys
+                if not whole["data"][key]:
+                    del whole["data"][key]
             for section in ("data", "training"):
                 whole[section] = {key: value for key, value in whole[section].items() if key not in _FREE}
         identity = {

@@ -55,6 +55,12 @@ def extend(
         typer.Option("--tags-complete/--tags-partial", rich_help_panel=_DATA,
                      help="Whether a new class without a tag is absent from a photograph."),
     ] = False,
+    negatives: Annotated[
+        float | None,
+        typer.Option("--negatives", min=0, rich_help_panel=_DATA,
+                     help="With --tags-complete: photographs without a new class that are learnt from, for each one "
+                     "with; by default 3."),
+    ] = None,
     split: Annotated[
         str | None, typer.Option("--split", help="List of photographs; by default all.", rich_help_panel=_DATA)
     ] = None,
@@ -156,7 +162,8 @@ def extend(
             trained_with=None if trained_with is None else trained_with.value,
             wishes=Wishes(
                 config=config, epochs=epochs, batch_size=batch_size, crop_size=crop_size, resize=resize,
-                learning_rate=learning_rate, seed=seed, tags_complete=tags_complete, overrides=overrides or [],
+                learning_rate=learning_rate, seed=seed, tags_complete=tags_complete,
+                negatives=negatives, overrides=overrides or [],
             ),
             weights=weights,
             cache=cache,

@@ -110,6 +110,12 @@ class Protocol:
         later = {name for step in self.steps[t + 1 :] for name in step} if self.setting == "disjoint" else set()
         return [image_id for image_id in ids if new & tags[image_id] and not later & tags[image_id]]
 
+    def select_without(self, t: int, tags: Mapping[str, Set[str]], ids: Iterable[str]) -> list[str]:
+        """Photographs with no class of step ``t`` and, if disjoint, none of a later one. Arguments: :meth:`select`."""
+        others = self.steps[t : None if self.setting == "disjoint" else t + 1]
+        shown = {name for step in others for name in step}
+        return [image_id for image_id in ids if not shown & tags[image_id]]
+
     def select_seen(self, t: int, tags: Mapping[str, Set[str]], ids: Iterable[str]) -> list[str]:
         """The photographs of all steps up to ``t``: what a joint training sees. Arguments as of :meth:`select`."""
         ids = list(ids)
@@ -151,7 +157,19 @@ def share(ids: Sequence[str], fraction: float, seed: int) -> list[str]:
         fraction: in (0, 1]; at least one photograph is left.
         seed: the run's seed.
     """
-    if fraction == 1:
+    return draw(ids, max(1, round(fraction * len(ids))), seed, "fraction")
+
+
+def draw(ids: Sequence[str], count: int, seed: int, purpose: str) -> list[str]:
+    """Some of the photographs, in their order: ``count`` or all that there are.
+
+    Args:
+        ids: the photographs.
+        count: at least 0.
+        seed: the run's seed.
+        purpose: keeps draws apart.
+    """
+    if count >= len(ids):
         return list(ids)
-    kept = torch.randperm(len(ids), generator=keyed_generator(seed, "fraction"))[: max(1, round(fraction * len(ids)))]
+    kept = torch.randperm(len(ids), generator=keyed_generator(seed, purpose))[:count]
     return [ids[i] for i in sorted(kept.tolist())]

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +29,7 @@ from fmwiss.extension.base import (
     put_base,
     put_replay,
 )
-from fmwiss.extension.settings import Wishes, atrous_rates, has_gpu, settle
+from fmwiss.extension.settings import Wishes, atrous_rates, has_gpu, negatives, settle
 from fmwiss.extension.source import ExtensionSource, open_masked, open_tagged
 from fmwiss.extension.trial import Estimate, try_out
 from fmwiss.files import write_atomically
@@ -134,11 +134,23 @@ def make_plan(order: Order) -> Plan:
         raise UserError(f"--out {order.out} is the run that is extended; give a new folder")
     record = _record(order, base, new)
     begun = _check_record(order.out, record, order.precision)
-    if wishes.batch_size is None and (order.out / RECORD).is_file():  # of another process, or of a run that was killed
-        wishes = replace(wishes, batch_size=_read_record(order.out / RECORD).get("batch_size"))
+    before = _read_record(order.out / RECORD) if (order.out / RECORD).is_file() else {}
+    if wishes.batch_size is None:  # of another process, or of a run that was killed
+        wishes = replace(wishes, batch_size=before.get("batch_size"))
+    elif before.get("batch_size") not in (None, wishes.batch_size):
+        raise UserError(
+            f"{order.out} was begun with --batch-size {before['batch_size']} and {wishes.batch_size} is asked for now; "
+            "leave it out, or give another --out"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         cache = order.out if begun else Path(scratch)
-        training, tags = open_tagged(order.images, order.tags, order.split, new, cache / TAGS_CACHE)
+        training, tags, untagged = open_tagged(order.images, order.tags, order.split, new, cache / TAGS_CACHE)
+    without = untagged if wishes.tags_complete else []
+    if before.get("photographs") not in (None, _told_of(tags, without)):
+        raise UserError(
+            f"{order.out} was begun with other tags than those of {order.tags or order.images} now; put them back, or "
+            "give another --out"
+        )
     if len(tags) < LEAST_PHOTOGRAPHS:
         raise UserError(
             f"{order.images}: {len(tags)} photograph is tagged with {' or '.join(new)}; at least {LEAST_PHOTOGRAPHS} "
@@ -146,18 +158,18 @@ def make_plan(order: Order) -> Plan:
         )
     validation, validation_ids = (None, []) if order.validation is None else open_masked(order.validation, "--val")
     if validation is not None:
-        _check_apart(training, list(tags), validation, validation_ids, order.validation)
+        _check_apart(training, [*tags, *without], validation, validation_ids, order.validation)
     saved = load_config(order.out / "config.yaml") if begun else None
     seed = wishes.seed if wishes.seed is not None else saved.training.seed if saved is not None else 0
     source = ExtensionSource(
-        (*base.classes, *new), training, tags, validation, validation_ids, base.model.has_background, seed
+        (*base.classes, *new), training, tags, without, validation, validation_ids, base.model.has_background, seed
     )
     replay = None
     if order.replay is not None:
         old_source, old_ids = open_masked(order.replay, "--replay")
         replay = build_replay(old_source, old_ids, base.classes, Config().copy_paste.min_area, seed)
     size = REPLAY_SIZE if replay is not None else _bank_size(base)
-    config, why = settle(base, new, source, tags, order.tags or "masks", source.compared, size, wishes, has_gpu())
+    config, why = settle(base, new, source, order.tags or "masks", size, wishes, has_gpu())
     if saved is not None:
         config = _as_begun(saved, config, wishes, order.out)
     return Plan(order, base, new, source, config, why, base.step + 1, replay, begun)
@@ -210,6 +222,7 @@ def carry_out(plan: Plan, precision: str) -> dict[int, Evaluation]:
     order, config = plan.order, plan.config
     record = {**_record(order, plan.base, plan.new), "precision": precision}
     record["batch_size"] = config.training.steps.batch_size
+    record["photographs"] = _told_of(plan.source.tags, plan.source.without)
     if not plan.begun:
         order.out.mkdir(parents=True, exist_ok=True)
         text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
@@ -262,6 +275,7 @@ _SHOWN = (
     "training.steps.head_rate",
     "method.name",
     "method.untagged_absent",
+    "data.negatives",
     "method.loss_stride",
     "copy_paste.bank_size",
     "cosegmentation.vision_language.name",
@@ -279,8 +293,9 @@ def estimate_rows(plan: Plan, estimate: Estimate, say: Callable[[float], str]) -
         estimate: what was measured.
         say: seconds in words.
     """
-    photographs, compared = len(plan.source.tags), len(plan.source.ids(plan.source.compared))
-    parts = estimate.seconds(plan.config, photographs, compared)
+    tagged, compared = len(plan.source.tags), len(plan.source.ids(plan.source.compared))
+    without = negatives(plan.source, plan.config.data.negatives)
+    parts = estimate.seconds(plan.config, tagged, without, compared)
     told = ", ".join(f"{name} {say(seconds)}" for name, seconds in parts.items())
     return [
         ("precision", estimate.precision, f"{estimate.iteration:.2f} s an iteration, measured"),
@@ -309,6 +324,12 @@ def _record(order: Order, base: Base, new: Sequence[str]) -> dict[str, Any]:
         "trained_with": order.trained_with,
         "config": None if order.wishes.config is None else _content(order.wishes.config),
     }
+
+
+def _told_of(tags: Mapping[str, frozenset[str]], without: Sequence[str]) -> str:
+    """What tags say of the new classes, short."""
+    told = [*((image_id, *sorted(names)) for image_id, names in tags.items()), *((image_id,) for image_id in without)]
+    return hashlib.sha256(json.dumps(sorted(told)).encode()).hexdigest()[:16]
 
 
 def _content(path: Path) -> str:
@@ -381,6 +402,7 @@ def _as_begun(saved: Config, now: Config, wishes: Wishes, out: Path) -> Config:
     for key, value in (
         ("training.steps.epochs", wishes.epochs), ("data.crop_size", wishes.crop_size), ("data.resize", wishes.resize),
         ("training.steps.learning_rate", wishes.learning_rate), ("training.seed", wishes.seed),
+        ("data.negatives", wishes.negatives),
     ):
         if value is not None:
             asked[key] = value

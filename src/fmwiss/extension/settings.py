@@ -18,6 +18,7 @@ from fmwiss.config import Config, load_config
 from fmwiss.data.source import Source
 from fmwiss.errors import UserError
 from fmwiss.extension.base import Base, has_adapter
+from fmwiss.extension.source import ExtensionSource
 
 ITERATIONS = 260
 """Iterations of the student at least, as in voc-mini's steps, which settle within them."""
@@ -30,6 +31,8 @@ METHODS = ("fmwiss", "finetuning")
 WARMUP_SHARE = 0.6
 """Epochs of the teacher alone, as a share of the others: five to eight on voc-mini."""
 WARMUP_EPOCHS = (1, 60)
+NEGATIVES = 3.0
+"""Photographs without a new class for each one with, where tags are complete: enough on voc-mini's dev."""
 BATCH, BATCH_ON_GPU = 8, 16
 LARGEST_CROP, LARGEST_CROP_ON_GPU = 256, 512
 LARGEST_OWN_SIDE = 640
@@ -53,16 +56,15 @@ class Wishes:
     learning_rate: float | None = None
     seed: int | None = None
     tags_complete: bool = False
+    negatives: float | None = None
     overrides: Sequence[str] = field(default_factory=list)
 
 
 def settle(
     base: Base,
     new: Sequence[str],
-    source: Source,
-    tags: Mapping[str, frozenset[str]],
+    source: ExtensionSource,
     tags_origin: str,
-    compared: str,
     memory: float | None,
     wishes: Wishes,
     on_gpu: bool,
@@ -76,9 +78,7 @@ def settle(
         base: what is extended.
         new: the new classes.
         source: the photographs.
-        tags: of those that are learnt from.
         tags_origin: where they come from, for the record: a file, ``masks`` (the folder's own) or ``xml``.
-        compared: list that predictions are compared on, or shown of.
         memory: instances per old class in the memory that is there; None: there is none.
         wishes: the user's.
         on_gpu: whether there is one.
@@ -93,12 +93,13 @@ def settle(
     given = wishes.config is not None
     _describe_model(values, base, new)
     data |= {
-        "source": "voc" if tags_origin == "xml" else "folder", "train_split": "train", "val_split": compared,
+        "source": "voc" if tags_origin == "xml" else "folder", "train_split": "train", "val_split": source.compared,
         "tags": tags_origin, "fraction": 1.0, "also": [],
+        "negatives": _negatives(source, float(data["negatives"]) if given else NEGATIVES, wishes, why),
         "workers": max(0, min(2, _cores() - 1)),
     }
     if foreign and not given and base.config is None:
-        _fit_photographs(data, base, source, list(tags), on_gpu, why)
+        _fit_photographs(data, base, source, list(source.tags), on_gpu, why)
         steps |= {"optimizer": "adamw", "learning_rate": ADAPTED_RATE, "head_rate": ADAPTED_HEAD_RATE,
                   "weight_decay": 0.01, "freeze_batch_norm": True, "batch_size": BATCH_ON_GPU if on_gpu else BATCH}
         why["training.steps.learning_rate"] = "of the model; its new head and the teacher learn head_rate times as fast"
@@ -120,7 +121,8 @@ def settle(
         steps["learning_rate"] = wishes.learning_rate
     if wishes.seed is not None:
         values["training"]["seed"] = wishes.seed
-    steps["batch_size"] = min(wishes.batch_size or int(steps["batch_size"]), len(tags))
+    photographs = len(source.tags) + negatives(source, data["negatives"])
+    steps["batch_size"] = min(wishes.batch_size or int(steps["batch_size"]), photographs)
     if values["method"]["name"] == "fmwiss":
         values["method"]["untagged_absent"] = wishes.tags_complete
         why["method.untagged_absent"] = (
@@ -133,7 +135,7 @@ def settle(
     elif int(values["copy_paste"]["bank_size"]) == 0 or not given:
         values["copy_paste"]["bank_size"] = int(memory)
     if not given:
-        _set_length(values, len(tags), on_gpu, why)
+        _set_length(values, photographs, on_gpu, why)
     if wishes.epochs is not None:
         steps["epochs"] = wishes.epochs
         why["training.steps.epochs"] = "--epochs"
@@ -143,6 +145,27 @@ def settle(
     if base.run is not None and config.data.resize != own:
         raise UserError(f"data.resize is {config.data.resize}, and the model's own working size is {own}; leave it out")
     return config, why
+
+
+def negatives(source: ExtensionSource, share: float) -> int:
+    """How many photographs without a new class ``data.negatives`` stands for."""
+    return min(round(share * len(source.tags)), len(source.without))
+
+
+def _negatives(source: ExtensionSource, share: float, wishes: Wishes, why: dict[str, str]) -> float:
+    """``data.negatives``, 0 where tags are partial."""
+    key = "data.negatives"
+    if not wishes.tags_complete:
+        if wishes.negatives:
+            raise UserError(
+                f"--negatives {wishes.negatives:g}: needs --tags-complete, as only then a photograph without a tag is "
+                "known not to show the class"
+            )
+        why[key] = "--tags-complete would add photographs without a new class"
+        return 0.0
+    share = share if wishes.negatives is None else wishes.negatives
+    why[key] = f"{negatives(source, share)} of {len(source.without)} photographs without a new class"
+    return share
 
 
 def atrous_rates(config: Config) -> tuple[int, int, int]:

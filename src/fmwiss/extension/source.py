@@ -36,7 +36,8 @@ class ExtensionSource:
     Args:
         classes: the model's, new ones last.
         training: photographs to learn from.
-        tags: of these, by id, the new classes that each shows; ids without any are not learnt from.
+        tags: of these, by id, the new classes that each shows.
+        without: further photographs to learn from, which show none of them.
         validation: photographs with masks; None: there are none, and :data:`PICTURES` shows some to learn from.
         validation_ids: of these, those to judge by.
         has_background: whether the model has a label for everything else.
@@ -48,6 +49,7 @@ class ExtensionSource:
         classes: Sequence[str],
         training: Source,
         tags: Mapping[str, frozenset[str]],
+        without: Sequence[str],
         validation: Source | None,
         validation_ids: Sequence[str],
         has_background: bool,
@@ -57,7 +59,8 @@ class ExtensionSource:
         self.training = training
         self.tags = dict(tags)
         self.validation = validation
-        self._lists = {TRAINING: list(tags)}
+        self.without = tuple(without)
+        self._lists = {TRAINING: [*tags, *without]}
         if validation is not None:
             self._lists[VALIDATION] = [VALIDATION_PREFIX + image_id for image_id in validation_ids]
             self._table = label_table(validation.mask_classes, classes, has_background)
@@ -156,8 +159,8 @@ def is_voc(folder: Path) -> bool:
 
 def open_tagged(
     images: Path, tags: str | None, split: str | None, classes: Sequence[str], cache: Path
-) -> tuple[Source, dict[str, frozenset[str]]]:
-    """Photographs tagged with new classes.
+) -> tuple[Source, dict[str, frozenset[str]], list[str]]:
+    """Photographs tagged with new classes, and those that are tagged with others alone.
 
     Args:
         images: a folder of photographs, or one in VOC's layout.
@@ -168,8 +171,8 @@ def open_tagged(
         cache: file in which tags are kept that come from VOC's masks or annotations.
 
     Returns:
-        The photographs, and by id the new classes (spelt as in ``classes``) of those that have one, in the order of
-        the list.
+        The photographs; by id the new classes (spelt as in ``classes``) of those that have one, in the order of the
+        list; and the ids of those that the tags tell about without naming one.
 
     Raises:
         UserError: something cannot be read, or a class is in no photograph's tags.
@@ -181,6 +184,7 @@ def open_tagged(
         source = VOCSource(images)
         lists = {path.stem for path in (images / "ImageSets/Segmentation").glob("*.txt")}
         ids = source.ids(split or ("train_aug" if "train_aug" in lists else "train"))
+        told = frozenset(ids)
         tagged = dict(TagIndex.load_or_build(source, ids, tags, cache))
     else:
         if tags in ("masks", "xml"):
@@ -191,6 +195,7 @@ def open_tagged(
         source = FolderSource(images, images=folder, tags=None if tags is None else Path(tags))
         ids = source.ids(split) if split is not None else list(source.photographs.paths)
         tagged = {image_id: source.own_tags(image_id) for image_id in ids}
+        told = source.has_row
     spelt = {joined(name): name for name in classes}
     known = {joined(name): name for names in tagged.values() for name in names}
     for key, name in spelt.items():
@@ -202,7 +207,8 @@ def open_tagged(
         image_id: frozenset(spelt[joined(name)] for name in names if joined(name) in spelt)
         for image_id, names in tagged.items()
     }
-    return source, {image_id: names for image_id, names in found.items() if names}
+    shown = {image_id: names for image_id, names in found.items() if names}
+    return source, shown, [image_id for image_id in ids if image_id in told and image_id not in shown]
 
 
 def open_masked(folder: Path, option: str) -> tuple[Source, list[str]]:

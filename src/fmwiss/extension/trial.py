@@ -49,12 +49,13 @@ class Estimate:
     precision: str
     batch_size: int
 
-    def seconds(self, config: Config, photographs: int, compared: int) -> dict[str, float]:
-        """By part of the work."""
+    def seconds(self, config: Config, tagged: int, without: int, compared: int) -> dict[str, float]:
+        """By part of the work, for photographs with a new class, without one, and to judge by."""
+        photographs = tagged + without
         per_epoch = max(1, photographs // min(config.training.steps.batch_size, photographs))
         warmup = int(getattr(config.method, "warmup_epochs", 0))
         return {
-            "pseudo masks": (self.pseudo_mask or 0.0) * photographs,
+            "pseudo masks": (self.pseudo_mask or 0.0) * tagged,
             "training": per_epoch * (warmup * self.warmup_iteration + config.training.steps.epochs * self.iteration),
             "evaluation": 2 * self.prediction * compared,
         }

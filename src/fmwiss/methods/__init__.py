@@ -25,6 +25,7 @@ from fmwiss.config import (
     SSConfig,
     WILSONConfig,
 )
+from fmwiss.errors import UserError
 from fmwiss.methods.base import Method
 from fmwiss.methods.cam import CAM
 from fmwiss.methods.cil import CIL
@@ -111,7 +112,20 @@ def takes_pseudo_masks(options: MethodConfig) -> bool:
 def check_methods(config: Config) -> None:
     """Raise UserError where the options of step 0's method or of the later steps' do not fit the rest."""
     Supervised.check(config.training.step0, config)
-    method_class(config.method).check(config.method, config)
+    method = method_class(config.method)
+    method.check(config.method, config)
+    if config.data.negatives == 0:
+        return
+    if not method.takes_negatives:
+        raise UserError(
+            f"data.negatives = {config.data.negatives:g}: method {config.method.name} learns from photographs with a "
+            "new class alone; give 0"
+        )
+    if not getattr(config.method, "untagged_absent", True):
+        raise UserError(
+            f"data.negatives = {config.data.negatives:g}: what has no tag teaches something only where that means that "
+            "the class is absent; set method.untagged_absent, or give 0"
+        )
 
 
 def build_method(

@@ -33,6 +33,8 @@ class Method(nn.Module, ABC):
     supervision: ClassVar[Supervision]
     pastes_instances: ClassVar[bool] = False
     """Whether old classes' instances are pasted from the memory bank, as ``copy_paste`` says."""
+    takes_negatives: ClassVar[bool] = False
+    """Whether photographs without a class of the step may be among those of a step, as ``data.negatives`` says."""
     frozen: ClassVar[tuple[str, ...]] = ()
     """Names of submodules that never change: they stay in evaluation mode and out of checkpoints."""
     warmup_epochs: int = 0

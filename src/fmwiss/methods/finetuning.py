@@ -32,6 +32,7 @@ class FineTuning(Method):
     """
 
     supervision = "image"
+    takes_negatives = True
 
     @classmethod
     def learns_from_pseudo_masks(cls, options: Any) -> bool:

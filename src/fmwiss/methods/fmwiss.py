@@ -37,6 +37,7 @@ class FMWISS(Method):
 
     supervision = "image"
     pastes_instances = True
+    takes_negatives = True
     frozen = ("old_model",)
 
     @classmethod

@@ -22,7 +22,7 @@ from fmwiss.config import Config, OptimizationConfig, RECALLConfig, check_resuma
 from fmwiss.data.coco_stuff import CocoToVOCSource
 from fmwiss.data.datasets import MaskDataset, PseudoMaskSource, TrueMasks, WeakDataset
 from fmwiss.data.memory import CopyPaste, MemoryBank
-from fmwiss.data.protocols import Protocol, share
+from fmwiss.data.protocols import Protocol, draw, share
 from fmwiss.data.randomness import keyed_generator
 from fmwiss.data.replay import InterleavedDataset, ReplayFolder
 from fmwiss.data.source import Source, open_source
@@ -275,7 +275,10 @@ class _Run:
         chosen = self._photographs(t, tags, ids)
         if t > 0:
             chosen = share(chosen, self.config.data.fraction, training.seed)
+            negatives = self._negatives(t, tags, ids, len(chosen))
+            without = {image_id: tags[image_id] for image_id in negatives}
             chosen, tags = self._reviewed(t, chosen, tags)
+            chosen, tags = [*chosen, *negatives], TagIndex({**tags, **without})
         seed_everything = keyed_generator(training.seed, "step", t)
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=seed_everything)))
         method = self._base_method(options) if t == 0 else self._method(t, options)
@@ -459,6 +462,13 @@ class _Run:
                 f"step {t} ({', '.join(self.protocol.new(t))})."
             )
         return chosen
+
+    def _negatives(self, t: int, tags: TagIndex, ids: list[str], shown: int) -> list[str]:
+        """Photographs without a class of the step, for so many with one."""
+        count = round(self.config.data.negatives * shown)
+        if count == 0:
+            return []
+        return draw(self.protocol.select_without(t, tags, ids), count, self.config.training.seed, "negatives")
 
     def _learns_truth(self) -> bool:
         """Whether steps after 0 learn from the truth in place of pseudo masks."""

@@ -31,6 +31,7 @@ from fmwiss.extension.settings import Wishes, negatives
 from fmwiss.models import foreign as foreign_reader
 from fmwiss.models import load_segmenter
 from fmwiss.models.adapted import AdaptedSegmenter
+from fmwiss.review.session import Place, find_target, open_session
 from fmwiss.training import loop as training_loop
 from foreign_models import save_segformer, save_smp
 
@@ -409,6 +410,30 @@ def test_what_a_review_leaves_is_no_other_extension(foreign: Path, data: Path, t
     for name in ("tags.json", "review.jsonl", "review-figures.json"):
         (out / name).write_text("")
     assert not make_plan(order(foreign, data, out)).begun
+
+
+def test_masks_of_an_extension_can_be_looked_at(extended: Path, data: Path, tmp_path: Path) -> None:
+    """Its tags may name new classes alone, which are not all that its protocol has."""
+    rows = [line.split(",") for line in (data / "tags.csv").read_text().splitlines()[1:]]
+    sheep = [name for name, shown in rows if "sheep" in shown.split(";")]
+    (tmp_path / "tags.csv").write_text("file,tags\n" + "".join(f"{name},sheep\n" for name in sheep))
+    folder = tmp_path / "run"
+    shutil.copytree(extended, folder)
+    record = json.loads((folder / "extension.json").read_text())
+    (folder / "extension.json").write_text(json.dumps({**record, "tags": str(tmp_path / "tags.csv")}))
+    shown = {Path(name).stem for name in sheep}
+
+    place = Place(data / "new", None, data / "cache", torch.device("cpu"))
+    session = open_session(find_target(folder, None), place)
+    assert session.classes == ("sheep",) and {item.image_id for item in session.items} == shown
+
+    out = tmp_path / "masks"
+    assert run(["pseudo-masks", str(folder / "config.yaml"), "--data", str(data / "new"), "--out", str(out),
+                "--cache", str(data / "cache")]) == 0
+    assert {path.stem for path in (out / "masks").iterdir()} == {f"{image_id}_sheep" for image_id in shown}
+    (folder / "extension.json").write_text("{}")
+    with pytest.raises(UserError, match=r"extension\.json: lacks 'old_classes'"):
+        open_session(find_target(folder, None), place)
 
 
 @pytest.fixture(scope="module")

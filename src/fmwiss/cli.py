@@ -475,15 +475,15 @@ def pseudo_masks(
     split = split or experiment.data.train_split
     count = None if devices is None else _devices(devices)
     with _results_only():
-        from fmwiss.data.source import open_source
         from fmwiss.data.tags import TagIndex
+        from fmwiss.extension.source import tagged_source
         from fmwiss.pseudo_masks import check_truth, evaluate_pseudo_masks, open_pseudo_masks
         from fmwiss.reporting.pictures import save_masks, save_png, side_by_side
         from fmwiss.reporting.progress import track
         from fmwiss.training.launch import at_work
 
     with _results_only(), at_work(count, num_nodes, lambda: _device(device)) as (place, processes):
-        source = open_source(experiment.data, data)
+        source = tagged_source(config.parent, data, experiment.data)
         names = _classes_of(experiment.protocol, source.class_names, step, classes)
         ids = source.ids(split)
         with processes.first_goes_first():

@@ -30,15 +30,19 @@ from fmwiss.extension.base import (
     put_replay,
 )
 from fmwiss.extension.settings import Wishes, atrous_rates, has_gpu, negatives, settle
-from fmwiss.extension.source import ExtensionSource, open_masked, open_tagged
+from fmwiss.extension.source import (
+    RECORD,
+    TAGS_CACHE,
+    ExtensionSource,
+    open_masked,
+    open_tagged,
+    read_record,
+)
 from fmwiss.extension.trial import Estimate, try_out
 from fmwiss.files import write_atomically
 from fmwiss.models import finished_steps
 from fmwiss.training.run import BANK, TAGS, train
 
-RECORD = "extension.json"
-"""File of the run with what the extension was asked for; the same is asked for when it goes on."""
-TAGS_CACHE = "extension-tags.json"
 LEAST_PHOTOGRAPHS = 2
 
 
@@ -134,7 +138,7 @@ def make_plan(order: Order) -> Plan:
         raise UserError(f"--out {order.out} is the run that is extended; give a new folder")
     record = _record(order, base, new)
     begun = _check_record(order.out, record, order.precision)
-    before = _read_record(order.out / RECORD) if (order.out / RECORD).is_file() else {}
+    before = read_record(order.out / RECORD) if (order.out / RECORD).is_file() else {}
     if wishes.batch_size is None:  # of another process, or of a run that was killed
         wishes = replace(wishes, batch_size=before.get("batch_size"))
     elif before.get("batch_size") not in (None, wishes.batch_size):
@@ -355,7 +359,7 @@ def _check_record(out: Path, record: dict[str, Any], precision: str) -> bool:
         if out.is_dir() and any(entry for entry in out.iterdir() if entry.name not in _BEFORE):
             raise UserError(f"--out {out} holds something else than an extension; give a new folder")
         return False
-    saved = _read_record(path)
+    saved = read_record(path)
     for key, value in record.items():
         if saved.get(key) != value:
             raise UserError(
@@ -370,16 +374,6 @@ def _check_record(out: Path, record: dict[str, Any], precision: str) -> bool:
     return (out / "config.yaml").is_file()
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); remove the folder and begin anew") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{path}: must hold a JSON object; remove the folder and begin anew")
-    return record
-
-
 def _told(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else "nothing" if value is None else str(value)
 
@@ -389,7 +383,7 @@ def recorded_precision(order: Order) -> str | None:
     path = order.out / RECORD
     if order.precision != "auto" or not path.is_file():
         return None
-    precision = _read_record(path).get("precision")
+    precision = read_record(path).get("precision")
     return precision if isinstance(precision, str) else None
 
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fmwiss.config import DataConfig
 from fmwiss.data.folder import FolderSource
 from fmwiss.data.randomness import keyed_generator
-from fmwiss.data.source import Source
+from fmwiss.data.source import Source, open_source
 from fmwiss.data.tags import TagIndex
 from fmwiss.data.voc import VOID, VOCSource
 from fmwiss.errors import UserError
 from fmwiss.names import joined
 
+RECORD = "extension.json"
+"""File of the run with what the extension was asked for; the same is asked for when it goes on."""
+TAGS_CACHE = "extension-tags.json"
 TRAINING = "train"
 VALIDATION = "val"
 PICTURES = "without-masks"
@@ -235,3 +241,41 @@ def open_masked(folder: Path, option: str) -> tuple[Source, list[str]]:
             f"{option} {folder}: holds no photograph with a mask; put masks/NAME.png and classes.txt beside images/"
         )
     return source, ids
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What an extension was asked for, from :data:`RECORD`.
+
+    Raises:
+        UserError: the file cannot be read, or is none of these.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}); remove the folder and begin anew") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: must hold a JSON object; remove the folder and begin anew")
+    return record
+
+
+def tagged_source(run: Path, images: Path, options: DataConfig) -> Source:
+    """The data of a run; of an extension its photographs to learn from, tagged with its new classes.
+
+    Args:
+        run: its folder.
+        images: the photographs.
+        options: the run's section ``data``.
+
+    Raises:
+        UserError: the photographs or their tags cannot be read, or the record of the extension is spoilt.
+    """
+    path = run / RECORD
+    if not path.is_file():
+        return open_source(options, images)
+    record = read_record(path)
+    try:
+        old, new, tags, split = (record[key] for key in ("old_classes", "classes", "tags", "split"))
+    except KeyError as error:
+        raise UserError(f"{path}: lacks {error}; remove the folder and begin anew") from error
+    training, shown, others = open_tagged(images, tags, split, new, run / TAGS_CACHE)
+    return ExtensionSource((*old, *new), training, shown, others if options.negatives else [], None, [], True, seed=0)

@@ -21,9 +21,10 @@ from fmwiss.config import Config, load_config
 from fmwiss.data.protocols import Protocol, share
 from fmwiss.data.randomness import keyed_generator
 from fmwiss.data.review import REVIEW, Decision, Review, Threshold
-from fmwiss.data.source import Source, open_source
+from fmwiss.data.source import Source
 from fmwiss.data.tags import TagIndex
 from fmwiss.errors import UserError
+from fmwiss.extension.source import tagged_source
 from fmwiss.files import write_atomically
 from fmwiss.methods import takes_pseudo_masks
 from fmwiss.models import finished_steps, load_segmenter
@@ -380,7 +381,7 @@ def open_session(target: Target, place: Place, step: int | None = None, with_mod
             a file is damaged.
     """
     config = target.config
-    source = open_source(config.data, place.data)
+    source = tagged_source(target.folder, place.data, config.data)
     options = config.cosegmentation
     if not takes_pseudo_masks(config.method):
         raise UserError(

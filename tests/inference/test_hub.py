@@ -366,7 +366,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "description is a list": (lambda f: (f / "model.json").write_text("[]"), "is not a model description"),
     "channels are a word": (lambda f: described(f, decoder_channels="many"), "decoder_channels: Input should be"),
     "classes are no lists": (lambda f: described(f, steps=["cat"]), "steps.0: Input should be"),
-    "no classes": (lambda f: described(f, steps=[]), "steps: List should have at least 1"),
+    "no classes": (lambda f: described(f, steps=[]), "steps: Tuple should have at least 1"),
     "encoder from elsewhere": (lambda f: described(f, encoder="hf-hub:evil/model"), "timm has no model"),
     "encoder in a folder": (lambda f: described(f, encoder="local-dir:/tmp/evil"), "timm has no model"),
     "a step of it": (lambda f: None, "is a single model, without steps"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fmwiss.config import FMWISSConfig
+from fmwiss.config import FMWISSConfig, WILSONConfig
 from fmwiss.data.batches import Batch
 from fmwiss.errors import UserError
-from fmwiss.methods import FMWISS, WILSON, FineTuning, build_method
+from fmwiss.methods import FMWISS, build_method
 from fmwiss.models import Segmenter
 from fmwiss.models.adapted import AdaptedSegmenter
 from fmwiss.models.foreign import open_foreign
@@ -73,25 +74,38 @@ def test_probabilities_are_the_originals(original: Any, adapted: AdaptedSegmente
 
 @pytest.mark.parametrize("prior", [None, 0.02])
 def test_growing_and_a_step_of_distillation_change_no_prediction(
-    original: Any, adapted: AdaptedSegmenter, images: Tensor, prior: float | None
+    original: Any, adapted: AdaptedSegmenter, images: Tensor, prior: float | None, tmp_path: Path
 ) -> None:
-    """The step: binary cross-entropy of the old labels with what they were, the old targets of eq. 8 and 11 alone."""
-    with torch.no_grad():
-        before = adapted(images).sigmoid()
-    n_old = before.shape[1]
-    adapted.add_step(("forklift", "pallet jack"), "background", prior)
-    adapted.eval()
-    with torch.no_grad():
-        grown = adapted(images)
-    assert torch.equal(grown.argmax(1), before.argmax(1))
-    assert (grown[:, :n_old].sigmoid() - before).abs().max() < 1e-5
-    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
-    F.binary_cross_entropy_with_logits(adapted(images)[:, :n_old], before).backward()
-    optimizer.step()
-    with torch.no_grad():
-        after = adapted(images)
-    assert torch.equal(after.argmax(1), before.argmax(1))
-    assert (after[:, :n_old].sigmoid() - before).abs().max() < 1e-5
+    """The step: binary cross-entropy of the old labels with what the original says, the old targets of eq. 8 and 11.
+
+    Its own library's probabilities are the targets; the same step with others moves it.
+    """
+    first = 0 if adapted.has_background else 1
+    scores = scores_of(original, adapted, images)
+    before = scores.softmax(1)
+    adapted.save(tmp_path / "step0")
+
+    def distilled(targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The old labels' probabilities of a grown model, and those after a step."""
+        student = Segmenter.load(tmp_path / "step0")
+        student.add_step(("forklift", "pallet jack"), "background", prior)
+        student.eval()
+        optimizer = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=1.0)
+        grown = student(images)
+        F.binary_cross_entropy_with_logits(grown[:, first : first + targets.shape[1]], targets).backward()
+        optimizer.step()
+        with torch.no_grad():
+            return grown.detach().sigmoid(), student(images).sigmoid()
+
+    grown, after = distilled(before)
+    two = before.topk(2, dim=1).values
+    clear = two[:, 0] - two[:, 1] > 2e-5  # a model without training has ties
+    for probabilities in (grown, after):
+        assert torch.equal(probabilities[:, first:].argmax(1)[clear], before.argmax(1)[clear])
+        assert (probabilities[:, first : first + before.shape[1]] - before).abs().max() < 1e-5
+    others = torch.zeros_like(before)
+    others[:, 0] = 1
+    assert (distilled(others)[1] - grown).abs().max() > 1e-3
 
 
 def test_it_comes_back_as_it_was(adapted: AdaptedSegmenter, images: Tensor, tmp_path: Path) -> None:
@@ -143,7 +157,13 @@ def test_methods_of_one_map_of_features_say_no(tmp_path: Path) -> None:
     model = open_foreign(tmp_path / "unet")
     with pytest.raises(UserError, match=r"method.name"):
         model.decode(model.encode(torch.rand(1, 3, 64, 64)))
-    assert {FineTuning, WILSON} and build_method
+    model.save(tmp_path / "step0")
+    old = Segmenter.load(tmp_path / "step0")
+    model.add_step(("forklift",), "background")
+    with pytest.raises(UserError, match=r"method.name"):
+        method = build_method(WILSONConfig(), model, old)
+        method.start_epoch(0)
+        method.training_step(make_batch(), torch.Generator())
 
 
 def test_new_rows_by_hand(tmp_path: Path) -> None:
@@ -210,3 +230,32 @@ def test_preprocessing_is_the_models_own(tmp_path: Path) -> None:
 def test_names_that_stand_twice_are_told_apart(tmp_path: Path) -> None:
     save_smp(tmp_path, "FPN", classes=4, labels=("background", "door", "Door", "wall "))
     assert open_foreign(tmp_path).class_names == ("background", "door", "Door (2)", "wall")
+
+
+@pytest.mark.parametrize("damage", [None, "x", -1, [], {}, 10**6, 1.5], ids=str)
+def test_a_damaged_description_is_told_in_one_sentence(damage: Any, tmp_path: Path) -> None:
+    """Each value in turn; what is taken all the same must give a model."""
+    save_smp(tmp_path / "unet", "Unet")
+    folder = tmp_path / "model"
+    open_foreign(tmp_path / "unet").save(folder)
+    text = (folder / "model.json").read_text()
+
+    def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+        yield path
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, below in items:
+            yield from places(below, (*path, key))
+
+    refused = 0
+    for *above, last in filter(None, places(json.loads(text))):
+        description = inner = json.loads(text)
+        for key in above:
+            inner = inner[key]
+        inner[last] = damage
+        (folder / "model.json").write_text(json.dumps(description))
+        try:
+            assert isinstance(Segmenter.load(folder), Segmenter)
+        except UserError as error:
+            refused += 1
+            assert str(error).count("\n") == 0 and str(folder) in str(error)
+    assert refused > 20

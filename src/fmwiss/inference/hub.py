@@ -6,9 +6,7 @@ import json
 import re
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from pydantic import BaseModel, Field, ValidationError
+from typing import TYPE_CHECKING, Any
 
 from fmwiss.errors import UserError
 from fmwiss.files import write_atomically
@@ -25,18 +23,6 @@ FETCHED = ("*.json", "*.safetensors")
 """What is downloaded of a repository; whatever else is in it stays there."""
 _PART = r"[A-Za-z0-9](?:[\w.-]*\w)?"
 _REPOSITORY = re.compile(rf"{_PART}/{_PART}")
-
-
-class _Description(BaseModel):
-    """Kinds of the values in ``model.json``, which may come from strangers."""
-
-    encoder: str
-    output_stride: Annotated[int, Field(gt=0)]
-    decoder_channels: Annotated[int, Field(gt=0)]
-    atrous_rates: list[Annotated[int, Field(gt=0)]]
-    dropout: Annotated[float, Field(ge=0, le=1)]
-    steps: Annotated[list[list[str]], Field(min_length=1)]
-    resize: Annotated[int, Field(gt=0)] | None
 
 
 def open_model(
@@ -67,23 +53,10 @@ def _open_folder(folder: Path, step: int | None) -> tuple[Segmenter, tuple[Path,
         return load_segmenter(folder, step), (folder, step)
     if step is not None:
         raise UserError(f"{folder}: is a single model, without steps; leave the step out, or give the run's folder")
-    _check_description(folder / DESCRIPTION)
     number = re.fullmatch(r"step(\d+)", folder.name)
     if number and (folder.parent / "config.yaml").is_file():
         return Segmenter.load(folder), (folder.parent, int(number[1]))
     return Segmenter.load(folder), (folder, None)
-
-
-def _check_description(path: Path) -> None:
-    """Raise :class:`UserError` where a value is not of its kind; what is no JSON is left to the loader to tell."""
-    try:
-        _Description.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "it"
-        raise UserError(f"{path}: is not a model description of fmwiss ({where}: {first['msg']})") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: is not a model description of fmwiss ({error})") from error
 
 
 def _fetch(name: str, revision: str | None) -> Path:

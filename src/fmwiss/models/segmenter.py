@@ -6,9 +6,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3Decoder
@@ -20,7 +21,7 @@ from fmwiss.config import SegmenterConfig
 from fmwiss.data.transforms import working_size
 from fmwiss.errors import UserError
 from fmwiss.files import write_atomically
-from fmwiss.foundation.weights import UnknownOption, load_timm
+from fmwiss.foundation.weights import UnknownOption, first_line, load_timm
 from fmwiss.models import wide_resnet  # noqa: F401  # makes its models known to timm
 from fmwiss.models.classifier import IncrementalClassifier
 
@@ -30,13 +31,13 @@ class Architecture:
     """All that is needed to build a segmenter again; stored beside its weights as ``model.json``."""
 
     encoder: str
-    output_stride: int
-    decoder_channels: int
-    atrous_rates: tuple[int, ...]
-    dropout: float
-    steps: tuple[tuple[str, ...], ...]
+    output_stride: PositiveInt
+    decoder_channels: PositiveInt
+    atrous_rates: tuple[PositiveInt, ...]
+    dropout: Annotated[float, Field(ge=0, le=1)]
+    steps: Annotated[tuple[tuple[str, ...], ...], Field(min_length=1)]
     """Class names by step, without the background."""
-    resize: int | None
+    resize: PositiveInt | None
     """Working size: shorter side in pixels that photographs are scaled to; None keeps their own size."""
 
 
@@ -207,9 +208,15 @@ class Segmenter(nn.Module):
             description = json.loads(description_file.read_text())
             kind = _kind(description)
             architecture = _architecture(description, kind)
-        except (ValueError, TypeError, KeyError) as error:
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"])) or "it"
+            raise UserError(
+                f"{description_file}: is not a model description of fmwiss ({where}: {first['msg']})."
+            ) from error
+        except (ValueError, TypeError) as error:
             raise UserError(f"{description_file}: is not a model description of fmwiss ({error}).") from error
-        model = cls(architecture) if kind is Architecture else _adapted(architecture)
+        model = cls(architecture) if kind is Architecture else _adapted(architecture, description_file)
         try:
             state = load_file(weights_file)
         except (OSError, SafetensorError) as error:
@@ -277,23 +284,26 @@ def _outputs(steps: tuple[tuple[str, ...], ...]) -> list[int]:
     return [len(classes) + (t == 0) for t, classes in enumerate(steps)]
 
 
-def _kind(description: dict[str, Any]) -> type[Architecture]:
+def _kind(description: Any) -> type[Architecture]:
     """What describes a model: of this library, or of another one."""
-    if "family" not in description:
+    if not isinstance(description, dict) or "family" not in description:
         return Architecture
     from fmwiss.models.adapted import AdaptedArchitecture  # which builds on this module
 
     return AdaptedArchitecture
 
 
-def _adapted(architecture: Any) -> Segmenter:
+def _adapted(architecture: Any, origin: Path) -> Segmenter:
+    """The model; what ``origin`` says of its settings is the other library's to understand."""
     from fmwiss.models.adapted import AdaptedSegmenter
 
-    return AdaptedSegmenter(architecture)
+    try:
+        return AdaptedSegmenter(architecture)
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from error
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{origin}: describes a model that cannot be built ({first_line(error)}).") from error
 
 
-def _architecture(description: dict[str, Any], kind: type[Architecture]) -> Architecture:
-    fields = {name: description[name] for name in kind.__dataclass_fields__}
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-    fields["steps"] = tuple(tuple(classes) for classes in fields["steps"])
-    return kind(**fields)
+def _architecture(description: Any, kind: type[Architecture]) -> Architecture:
+    return TypeAdapter(kind).validate_python(description)

@@ -20,6 +20,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+import fmwiss
 from fmwiss.cli import run
 from fmwiss.config import load_config
 from fmwiss.data.emoji import EmojiSeg
@@ -28,6 +29,7 @@ from fmwiss.data.voc import VOID
 from fmwiss.errors import UserError
 from fmwiss.extension.extend import Order, Plan, carry_out, make_plan, measure
 from fmwiss.extension.settings import Wishes, negatives
+from fmwiss.inference import hub
 from fmwiss.models import foreign as foreign_reader
 from fmwiss.models import load_segmenter
 from fmwiss.models.adapted import AdaptedSegmenter
@@ -202,6 +204,9 @@ def test_a_segformer_without_background(data: Path, tmp_path: Path) -> None:
     assert figures["images"] == 4 and figures["iou"]["background"] is None
     confusion = json.loads((tmp_path / "run/step1/confusion.json").read_text())["pixels"]
     assert not any(row[0] for row in confusion)  # label 0 is never predicted
+    card = hub.card_of(fmwiss.load(tmp_path / "run"), "me/model", None, None)
+    assert "has no background: label 0 is never predicted" in card and "is background" not in card
+    assert "(`model`) with 3 classes" in card and "Hugging Face transformers" in card
     changed, before = (load_file(tmp_path / f"run/step{t}/model.safetensors") for t in (1, 0))
     assert not torch.equal(changed["classifier.old.weight"], before["classifier.old.weight"])
 
@@ -434,6 +439,18 @@ def test_masks_of_an_extension_can_be_looked_at(extended: Path, data: Path, tmp_
     (folder / "extension.json").write_text("{}")
     with pytest.raises(UserError, match=r"extension\.json: lacks 'old_classes'"):
         open_session(find_target(folder, None), place)
+
+
+def test_the_card_tells_where_the_model_comes_from(extended: Path, tmp_path: Path) -> None:
+    model = fmwiss.load(extended)
+    model.save_pretrained(tmp_path / "saved", license="mit")
+    again = fmwiss.load(tmp_path / "saved")
+    for card in (hub.card_of(model, "me/model", None, None), hub.card_of(again, "me/model", None, None)):
+        assert "It is a model of segmentation\\_models\\_pytorch (`unet`) with 2 classes, which learnt\n1 more" in card
+        assert "| 0 | not here: the model was given |" in card and "| 1 | tags | sheep |" in card
+        assert "- step 0:" not in card and "- later steps: 2 epochs" in card
+        assert "Label 0 is the background" in card and "those of their softmax" in card
+        assert "its licence and biases carry over" in card and str(extended) not in card
 
 
 @pytest.fixture(scope="module")

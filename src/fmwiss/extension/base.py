@@ -83,6 +83,8 @@ def open_base(
         raise UserError(f"{name} is a file; give the folder of a run, or one that save_pretrained wrote")
     if folder.is_dir() and not is_foreign(folder):
         return _open_run(folder, step, [labels, background, trained_with])
+    if step is not None and not folder.is_dir():
+        raise UserError(f"there is no run {name}; give the folder of one, or leave --step out")
     if step is not None:
         raise UserError(f"--step is about the steps of a run, and {name} is another library's model; leave it out")
     model = open_foreign(folder if folder.is_dir() else fetch(name), labels, background, trained_with)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
@@ -10,15 +11,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import fmwiss
 from fmwiss.errors import UserError
+from fmwiss.extension.source import RECORD as EXTENSION
+from fmwiss.extension.source import read_record as read_extension
 from fmwiss.models import Architecture, Segmenter
+from fmwiss.models.adapted import AdaptedArchitecture
 from fmwiss.reporting.records import Environment, Figures
 
 RECORD = "config.json"
 """The file's name, by which the hub knows a model."""
 
 
-_TOLD = ("license", "dataset", "experiment", "foundation_models", "steps")
+_TOLD = ("license", "dataset", "experiment", "foundation_models", "steps", "given_model")
 """What the model itself does not tell."""
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class StepRecord(BaseModel):
@@ -49,6 +55,14 @@ class ModelRecord(BaseModel):
     """Its parts in words."""
     working_size: int | None
     """Shorter side in pixels that photographs are scaled to."""
+    has_background: bool = True
+    """Whether label 0 is ever predicted."""
+    library: str | None = None
+    """Another library that the model of step 0 comes from, which was not trained here."""
+    given_model: str | None = None
+    """What that model was called: a hub's id, or the last part of a folder's path."""
+    first_scores: Literal["softmax", "sigmoid"] = "sigmoid"
+    """What the classes of step 0 were trained with."""
     license: str | None = None
     dataset: str | None = None
     experiment: dict[str, Any] | None = None
@@ -72,7 +86,7 @@ def record_of(segmenter: Segmenter, origin: tuple[Path, int | None] | None) -> M
     if origin is not None:
         folder, step = origin
         if step is not None:
-            known = _of_run(folder, step)
+            known = {**_of_run(folder, step), "given_model": _given_model(folder)}
         elif (folder / RECORD).is_file():
             read = read_record(folder / RECORD)
             known = {name: getattr(read, name) for name in _TOLD}
@@ -85,8 +99,18 @@ def record_of(segmenter: Segmenter, origin: tuple[Path, int | None] | None) -> M
         class_names=list(segmenter.class_names),
         classes_by_step=[list(classes) for classes in architecture.steps],
         working_size=architecture.resize,
+        has_background=segmenter.has_background,
+        **_of_another_library(architecture),
         **known,
     )
+
+
+def _of_another_library(architecture: Architecture) -> dict[str, Any]:
+    """What is known about a model of step 0 that was not trained here."""
+    if not isinstance(architecture, AdaptedArchitecture):
+        return {}
+    library = {"smp": "segmentation_models_pytorch", "transformers": "Hugging Face transformers"}[architecture.family]
+    return {"library": library, "first_scores": architecture.trained_with}
 
 
 def read_record(path: Path) -> ModelRecord:
@@ -127,6 +151,17 @@ def _of_run(run: Path, last: int) -> dict[str, Any]:
             for step in steps
         ],
     }
+
+
+def _given_model(run: Path) -> str | None:
+    """What the first of the extensions that led to a run was given; None for a run that extended nothing."""
+    given = None
+    while (run / EXTENSION).is_file():
+        given = str(read_extension(run / EXTENSION).get("model", ""))
+        run = Path(given)
+    if given is None or (_HUB_ID.fullmatch(given) and not run.exists()):
+        return given
+    return run.resolve().name
 
 
 def _without_places(value: Any) -> Any:

@@ -27,6 +27,7 @@ from fmwiss.data.emoji import EmojiSeg
 from fmwiss.data.memory import MemoryBank
 from fmwiss.data.voc import VOID
 from fmwiss.errors import UserError
+from fmwiss.extension import trial
 from fmwiss.extension.extend import Order, Plan, carry_out, make_plan, measure
 from fmwiss.extension.settings import Wishes, negatives
 from fmwiss.inference import hub
@@ -118,6 +119,22 @@ def test_twice_in_a_row_in_a_process_of_its_own(foreign: Path, data: Path, tmp_p
     photograph = next((data / "new/images").iterdir())
     predicted = fmwiss("predict", "two", photograph, "--out", "predictions")
     assert predicted.returncode == 0 and (tmp_path / f"predictions/{photograph.name}").is_file()
+
+def test_two_processes_extend_as_one_does(foreign: Path, data: Path, tmp_path: Path) -> None:
+    """The second one takes batch and precision from the first one's record and measures nothing."""
+    program = tmp_path / "program.py"  # which the first process starts the second with
+    program.write_text("from fmwiss.cli import main; main()")
+    done = subprocess.run(
+        [sys.executable, str(program), "extend", str(foreign), "--images", str(data / "new"), "--tags",
+         str(data / "tags.csv"), "--classes", "sheep", "--out", str(tmp_path / "run"), "--cache", str(data / "cache"),
+         *words("--epochs", 1, "--batch-size", 4, "--crop-size", 64, "--tags-complete", "--devices", 2, "--precision",
+                "32-true")],
+        capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Trying out an iteration") == 1
+    environment = json.loads((tmp_path / "run/step1/environment.json").read_text())
+    assert (environment["processes"], environment["precision"]) == (2, "32-true")
 
 
 @pytest.fixture(scope="module")
@@ -262,6 +279,18 @@ def test_measured_numbers_are_there(foreign: Path, data: Path, tmp_path: Path) -
     per_epoch = 10 // plan.config.training.steps.batch_size
     assert seconds["pseudo masks"] == 8 * estimate.pseudo_mask
     assert seconds["training"] == pytest.approx(per_epoch * (estimate.warmup_iteration + 2 * estimate.iteration))
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the system cannot forget a peak")
+def test_memory_is_that_of_the_trial_alone() -> None:
+    device = torch.device("cpu")
+    large = torch.ones(2**26)  # 256 MiB, gone before the trial
+    del large
+    before = trial._begin_peak(device)
+    held = torch.ones(2**24)
+    after = trial._peak_gib(device)
+    assert 0.05 < after - before < 0.2 and held.numel()
+    assert trial._peak_gib(device) == after
 
 
 def labels_shown(plan: Plan) -> set[int]:

@@ -379,9 +379,9 @@ def _told(value: Any) -> str:
 
 
 def recorded_precision(order: Order) -> str | None:
-    """The precision that the run was begun with, unless another is asked for."""
+    """The precision that the run was begun with; None before that."""
     path = order.out / RECORD
-    if order.precision != "auto" or not path.is_file():
+    if not path.is_file():
         return None
     precision = read_record(path).get("precision")
     return precision if isinstance(precision, str) else None

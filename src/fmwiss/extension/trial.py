@@ -8,7 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,12 +112,12 @@ def try_out(
         samples = [dataset[0, place % len(ids)] for place in range(config.training.steps.batch_size)]
         trial = _Trial(config, folder, new, device)
         free = _free_gib(device)
-        before = _used_gib(device)
+        before = _begin_peak(device)
         least = collate(samples[:2])
         trial.iterate(least, "32-true", warmup=False)
         batch_size = len(samples)
         if free is not None and batch_size > 2:
-            each = max(0.0, _used_gib(device) - before) / 2
+            each = max(0.0, _peak_gib(device) - before) / 2
             while batch_size > 2 and each * batch_size > MEMORY_SHARE * free:
                 batch_size = max(2, batch_size // 2)
         batch = collate(samples[:batch_size])
@@ -128,7 +128,7 @@ def try_out(
                 seconds[choice] = min(seconds[choice], trial.iterate(batch, choice, warmup=False))
         fastest = choices[-1] if seconds[choices[-1]] < WORTHWHILE * seconds[choices[0]] else choices[0]
         warmup = trial.iterate(batch, fastest, warmup=True)
-        memory = _used_gib(device)
+        memory = _peak_gib(device)
         del trial
         masks = _pseudo_mask_seconds(config, source, tags, new, weights, device)
     finally:
@@ -206,10 +206,24 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _used_gib(device: torch.device) -> float:
-    """Largest memory so far, of the GPU or of this process."""
+def _begin_peak(device: torch.device) -> float:
+    """Let :func:`_peak_gib` tell of what comes now alone, where the system allows it; the memory in use."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):  # Linux alone has it, and not everywhere may it be written
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return _peak_gib(device)
+
+
+def _peak_gib(device: torch.device) -> float:
+    """Largest memory since :func:`_begin_peak`, of the GPU or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.is_file() else ():
+        if line.startswith("VmHWM:"):
+            return float(line.split()[1]) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
 

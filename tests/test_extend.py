@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -468,6 +469,30 @@ def test_masks_of_an_extension_can_be_looked_at(extended: Path, data: Path, tmp_
     (folder / "extension.json").write_text("{}")
     with pytest.raises(UserError, match=r"extension\.json: lacks 'old_classes'"):
         open_session(find_target(folder, None), place)
+
+
+def test_an_extension_is_judged_by_masks_of_other_classes(
+    extended: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As extend --val takes them: the masks lack nothing for knowing nothing of the model's dog."""
+    folder = tmp_path / "val"
+    shutil.copytree(data / "val", folder)
+    names = (folder / "classes.txt").read_text().splitlines()
+    (folder / "classes.txt").write_text("\n".join("hound" if name == "dog" else name for name in names))
+    assert run(["evaluate", str(extended), "--data", str(folder), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["images"] == 4 and set(figures["iou"]) == {"background", "cat", "dog", "sheep"}
+    model = load_segmenter(extended)
+    inside = joint = 0
+    for path in sorted((folder / "images").iterdir()):
+        with Image.open(path) as opened:
+            photograph = torch.from_numpy(np.asarray(opened.convert("RGB")).copy()).permute(2, 0, 1)
+        labels = np.asarray(Image.open(folder / f"masks/{path.stem}.png"))
+        truth = ~np.isin(labels, [names.index("cat") + 1, names.index("sheep") + 1])  # a hound, too
+        predicted = model.predict(photograph).numpy() == 0
+        inside += (truth & predicted & (labels != VOID)).sum()
+        joint += ((truth | predicted) & (labels != VOID)).sum()
+    assert figures["iou"]["background"] == pytest.approx(100 * inside / joint, abs=1e-4)
 
 
 def test_the_card_tells_where_the_model_comes_from(extended: Path, tmp_path: Path) -> None:

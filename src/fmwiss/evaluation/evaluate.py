@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from fmwiss.config import Config
 from fmwiss.data.protocols import Protocol
 from fmwiss.data.source import Source, open_source
 from fmwiss.data.voc import VOID
@@ -157,7 +158,8 @@ def evaluate_run(
 
     Args:
         run: folder that ``fmwiss train`` wrote.
-        data: the folder; where its tags were in a file that is not there any more, in its own.
+        data: the folder; where its tags were in a file that is not there any more, in its own. An extension is
+            compared with any photographs with masks; their classes that it does not know are background.
         split: name of the list of ids; None: the configuration's validation split.
         step: which step's model; None: the last finished one.
         image: None: as the configuration says.
@@ -167,11 +169,16 @@ def evaluate_run(
         UserError: the run, step, split or a file does not exist or cannot be read.
     """
     from fmwiss.config import load_config
+    from fmwiss.extension.source import RECORD, judged_source
     from fmwiss.models import load_segmenter
 
     model = load_segmenter(run, step).to(device)
     config = load_config(run / "config.yaml", [])
     options = config.data
+    source: Source
+    if (run / RECORD).is_file():
+        source = judged_source(data, split, model.class_names[1:], model.has_background)
+        return _evaluate_on(source, source.ids(source.compared), model, config, image)
     if options.source != "voc" and not Path(options.tags).is_file():
         options = options.model_copy(update={"tags": "masks"})
     source = open_source(options, data)
@@ -180,10 +187,16 @@ def evaluate_run(
     if missing:
         more = "" if options.source == "voc" else f"; add it to {data / 'classes.txt'}"
         raise UserError(f"{data}: its masks have no class {missing[0]!r}, which {run} has learnt{more}.")
+    return _evaluate_on(source, source.ids(split or config.data.val_split), model, config, image)
+
+
+def _evaluate_on(
+    source: Source, ids: Sequence[str], model: Segmenter, config: Config, image: ImageMode | None
+) -> Evaluation:
     return evaluate(
         model,
         source,
-        source.ids(split or config.data.val_split),
+        ids,
         Protocol(model.architecture.steps, config.protocol.setting),
         image=image or config.evaluation.image,
         crop_size=config.evaluation.crop_size,

@@ -217,13 +217,14 @@ def open_tagged(
     return source, shown, [image_id for image_id in ids if image_id in told and image_id not in shown]
 
 
-def open_masked(folder: Path, option: str) -> tuple[Source, list[str]]:
+def open_masked(folder: Path, option: str, split: str | None = None) -> tuple[Source, list[str]]:
     """Photographs with masks, and which ones.
 
     Args:
         folder: in VOC's layout, of which the list ``val`` counts (``train_aug`` or ``train`` for ``--replay``), or a
             folder with ``masks/`` and ``classes.txt``, of which all with masks do.
         option: the command line's, for messages.
+        split: a list that counts in place of these.
 
     Raises:
         UserError: there is no such folder, or it has no masks.
@@ -233,9 +234,11 @@ def open_masked(folder: Path, option: str) -> tuple[Source, list[str]]:
     if is_voc(folder):
         voc = VOCSource(folder)
         lists = {path.stem for path in (folder / "ImageSets/Segmentation").glob("*.txt")}
-        return voc, voc.ids("val" if option == "--val" else "train_aug" if "train_aug" in lists else "train")
+        replayed = "train_aug" if "train_aug" in lists else "train"
+        return voc, voc.ids(split or (replayed if option == "--replay" else "val"))
     source = FolderSource(folder)
-    ids = [image_id for image_id in source.photographs.paths if source.has_mask(image_id)]
+    among = source.photographs.paths if split is None else source.ids(split)
+    ids = [image_id for image_id in among if source.has_mask(image_id)]
     if not ids:
         raise UserError(
             f"{option} {folder}: holds no photograph with a mask; put masks/NAME.png and classes.txt beside images/"
@@ -279,3 +282,16 @@ def tagged_source(run: Path, images: Path, options: DataConfig) -> Source:
         raise UserError(f"{path}: lacks {error}; remove the folder and begin anew") from error
     training, shown, others = open_tagged(images, tags, split, new, run / TAGS_CACHE)
     return ExtensionSource((*old, *new), training, shown, others if options.negatives else [], None, [], True, seed=0)
+
+
+def judged_source(folder: Path, split: str | None, classes: Sequence[str], has_background: bool) -> ExtensionSource:
+    """Photographs with masks to judge an extended model by, whose masks may know fewer classes than it, or others.
+
+    Args:
+        folder: as for :func:`open_masked`.
+        split: a list; None: as there.
+        classes: the model's.
+        has_background: whether it has a label for everything else.
+    """
+    source, ids = open_masked(folder, "--data", split)
+    return ExtensionSource(classes, source, {}, [], source, ids, has_background, seed=0)

@@ -270,6 +270,8 @@ def test_photographs_without_the_class_show_where_it_is_not(foreign: Path, data:
             assert figures["training_images"] == len(tagged) + count
         assert negatives(plan.source, plan.config.data.negatives) == count
         assert plan.source.ids("train") == [*plan.source.tags, *plan.source.without]
+    two = replace(partial, out=tmp_path / "two", classes=NEW, wishes=replace(partial.wishes, tags_complete=True))
+    assert make_plan(two).config.data.negatives == 0  # each one's show where the other is not
 
 
 def test_measured_numbers_are_there(foreign: Path, data: Path, tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fmwiss.errors import UserError
 from fmwiss.inference.media import find_media
+from fmwiss.reporting.pictures import save_png
 
 FILES = ("a.jpg", "b.PNG", "clip.mp4", "notes.txt", ".hidden.jpg", "sub/c.webp", "sub/deep/d.tiff", ".trash/e.jpg")
 
@@ -38,7 +40,7 @@ def test_a_folder_stands_for_its_photographs_and_videos_with_sub_folders(photos:
 def test_what_lies_in_the_output_folder_is_not_taken_again(photos: Path) -> None:
     out = photos / "predictions"
     out.mkdir()
-    (out / "a.png").touch()
+    save_png(Image.new("L", (4, 4)), out / "a.png")
     assert set(results([photos], out)) == {"a.jpg", "b.PNG", "clip.mp4", "c.webp", "d.tiff"}
     assert "a.png" not in results([f"{photos}/**/a.*"], out)
 
@@ -47,6 +49,21 @@ def test_what_lies_in_the_output_folder_is_not_taken_again(photos: Path) -> None
 def test_predictions_do_not_go_among_the_photographs(photos: Path, above: str) -> None:
     with pytest.raises(UserError, match=r"lie in --out .*; give another --out"):
         find_media([photos], photos / above)
+
+
+def test_what_was_there_is_overwritten_only_if_it_was_a_prediction(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "masks"
+    out.mkdir()
+    for name in ("a.png", "sub/c_overlay.png"):
+        (out / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (4, 4)).save(out / name)
+        with pytest.raises(UserError, match=rf"would overwrite .*{name}, which is there .*; give another --out"):
+            find_media([photos], out)
+        save_png(Image.new("L", (4, 4)), out / name)
+        find_media([photos], out)
+    (out / "b.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"would overwrite .*b\.png"):
+        find_media([photos], out)
 
 
 def test_globs_files_and_a_file_named_twice(photos: Path, tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
     save_png(Image.new("RGB", (2, 2)), path)
     before = path.read_bytes()
 
-    def fail(self: Image.Image, target: Path, format: str) -> None:
+    def fail(self: Image.Image, target: Path, **_: object) -> None:
         Path(target).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 

@@ -59,7 +59,7 @@ def extend(
         float | None,
         typer.Option("--negatives", min=0, rich_help_panel=_DATA,
                      help="With --tags-complete: photographs without a new class that are learnt from, for each one "
-                     "with; by default 3."),
+                     "with; by default 3 for a single class, none for several."),
     ] = None,
     split: Annotated[
         str | None, typer.Option("--split", help="List of photographs; by default all.", rich_help_panel=_DATA)

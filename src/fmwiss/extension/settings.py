@@ -32,7 +32,10 @@ WARMUP_SHARE = 0.6
 """Epochs of the teacher alone, as a share of the others: five to eight on voc-mini."""
 WARMUP_EPOCHS = (1, 60)
 NEGATIVES = 3.0
-"""Photographs without a new class for each one with, where tags are complete: enough on voc-mini's dev."""
+"""Photographs without the new class for each one with, where one class is taught and tags are complete.
+
+Of several classes each one's photographs show where the others are not; further ones took more than they gave.
+"""
 BATCH, BATCH_ON_GPU = 8, 16
 LARGEST_CROP, LARGEST_CROP_ON_GPU = 256, 512
 LARGEST_OWN_SIDE = 640
@@ -95,7 +98,7 @@ def settle(
     data |= {
         "source": "voc" if tags_origin == "xml" else "folder", "train_split": "train", "val_split": source.compared,
         "tags": tags_origin, "fraction": 1.0, "also": [],
-        "negatives": _negatives(source, float(data["negatives"]) if given else NEGATIVES, wishes, why),
+        "negatives": _negatives(source, data["negatives"] if given else NEGATIVES * (len(new) == 1), wishes, why),
         "workers": max(0, min(2, _cores() - 1)),
     }
     if foreign and not given and base.config is None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fmwiss.errors import UserError
+from fmwiss.reporting.pictures import is_ours
 
 PHOTOGRAPHS = frozenset(
     (".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -127,6 +128,11 @@ def _check_results(media: Sequence[Medium], out: Path) -> None:
             if target.resolve() in inputs:
                 raise UserError(
                     f"the prediction of {medium.path} would overwrite the photograph {target}; give another --out"
+                )
+            if not medium.is_video and target.is_file() and not is_ours(target):
+                raise UserError(
+                    f"the prediction of {medium.path} would overwrite {target}, which is there and is no prediction of "
+                    "fmwiss; give another --out"
                 )
             if writers.setdefault(target, medium.path) != medium.path:
                 raise UserError(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,6 +18,7 @@ from fmwiss.files import write_atomically
 
 Colour = tuple[int, int, int]
 
+_SIGNATURE = "Software", "fmwiss"
 _OPACITY = 0.55
 _HEAT_STEPS = 128
 _PAPER: Colour = (255, 255, 255)
@@ -66,7 +68,19 @@ def save_indexed_png(labels: Tensor, class_names: Sequence[str], path: Path) -> 
 
 def save_png(picture: Image.Image, path: Path) -> None:
     """Write a picture as PNG under ``path``, whole or not at all; the folder is made where it is missing."""
-    write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
+    signed = PngInfo()
+    signed.add_text(*_SIGNATURE)
+    write_atomically(path, lambda temporary: picture.save(temporary, format="PNG", pnginfo=signed))
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is a picture of :func:`save_png`'s."""
+    try:
+        with Image.open(path) as picture:
+            key, name = _SIGNATURE
+            return picture.info.get(key) == name
+    except (OSError, ValueError, SyntaxError):
+        return False
 
 
 def overlay(

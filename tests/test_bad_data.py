@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -97,6 +98,9 @@ CHECKED: dict[str, tuple[Callable[[Folder], object], str]] = {
         "{root}/images/6.png has more than 8 bits a channel; save it with 8, as JPEG or PNG"),
     "two photographs of one name": (
         lambda f: f.photograph("images/2.png"), "2.jpg and 2.png differ in their suffixes only; .* so rename one"),
+    "a name that is not in UTF-8": (
+        lambda f: shutil.copy(f.root / "images/2.jpg", os.fsdecode(bytes(f.root) + b"/images/\xff.jpg")),
+        "the name {root}/images/.*jpg is not in UTF-8, so that no tag can name it; rename the file"),
     "a table split by semicolons": (
         lambda f: f.write("tags.csv", "file;tags\n4.jpg;owl\n"),
         "tags.csv must have the columns 'file' and 'tags', split by a comma, .* which holds: file;tags"),

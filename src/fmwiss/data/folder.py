@@ -72,7 +72,10 @@ class Photographs:
             if path.suffix.lower() not in PHOTOGRAPHS:
                 continue
             image_id = _id_of(path, folder)
-            if image_id in found.paths:
+            shown = os.fsencode(path).decode("utf-8", "replace")
+            if shown != str(path):
+                found.problems.append(f"the name {shown} is not in UTF-8, so that no tag can name it; rename the file")
+            elif image_id in found.paths:
                 found.problems.append(
                     f"{found.paths[image_id]} and {path.name} differ in their suffixes only; a photograph is known by "
                     "its name without it, so rename one"

@@ -611,7 +611,7 @@ def test_a_full_disk_is_told_in_one_sentence(
 ) -> None:
     world.make_run()
 
-    def full(self: Image.Image, path: Path, format: str) -> None:
+    def full(self: Image.Image, path: Path, **settings: object) -> None:
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(Image.Image, "save", full)

@@ -31,7 +31,9 @@ from fmwiss.errors import UserError
 from fmwiss.extension import trial
 from fmwiss.extension.extend import Order, Plan, carry_out, make_plan, measure
 from fmwiss.extension.settings import Wishes, negatives
+from fmwiss.extension.source import ExtensionSource, open_masked, open_tagged, tagged_source
 from fmwiss.inference import hub
+from fmwiss.inference.record import _given_model
 from fmwiss.models import foreign as foreign_reader
 from fmwiss.models import load_segmenter
 from fmwiss.models.adapted import AdaptedSegmenter
@@ -274,6 +276,71 @@ def test_photographs_without_the_class_show_where_it_is_not(foreign: Path, data:
     assert make_plan(two).config.data.negatives == 0  # each one's show where the other is not
 
 
+def test_settings_that_others_are_counted_by_are_options(foreign: Path, data: Path, tmp_path: Path) -> None:
+    asked = order(foreign, data, tmp_path / "run")
+    for more, message in (
+        ({"overrides": [*QUICK, "data.negatives=2"]}, r"--set data.negatives=2: .*give --negatives instead"),
+        ({"overrides": [*QUICK, "method.untagged_absent=true"]}, r"give --tags-complete or --tags-partial instead"),
+        ({"tags_complete": True, "negatives": float("inf")}, r"--negatives inf: must be a number"),
+        ({"tags_complete": True, "negatives": float("nan")}, r"--negatives nan: must be a number"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make_plan(replace(asked, wishes=replace(asked.wishes, **more)))
+
+
+def test_a_batch_that_was_cut_goes_on(foreign: Path, data: Path, tmp_path: Path) -> None:
+    """There are more_tags photographs than were asked for in a batch; the same order is the same, another is not."""
+    asked = order(foreign, data, tmp_path / "run")
+    asked = replace(asked, wishes=replace(asked.wishes, batch_size=99, epochs=1))
+    plan = make_plan(asked)
+    assert plan.config.training.steps.batch_size == len(plan.source.tags) < 99
+    carry_out(plan, "32-true")
+    assert make_plan(asked).finished
+    with pytest.raises(UserError, match=r"begun with --batch-size \d+ and 98 is asked for now"):
+        make_plan(replace(asked, wishes=replace(asked.wishes, batch_size=98)))
+    with pytest.raises(UserError, match=r"begun with tags_complete = False and True"):
+        make_plan(replace(asked, wishes=replace(asked.wishes, tags_complete=True)))
+
+
+@pytest.mark.parametrize("judged", [True, False])
+def test_a_training_photograph_in_a_folder_called_val(judged: bool, tmp_path: Path) -> None:
+    """Its id begins as those of the photographs that are judged by, or shown."""
+    images = {"train/images/val/1.jpg": "red", "train/images/pictures/1.jpg": "red", "val/images/1.jpg": "blue"}
+    for name, colour in images.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), colour).save(tmp_path / name)
+    (tmp_path / "train/tags.csv").write_text("file,tags\nval/1.jpg,owl\npictures/1.jpg,owl\n")
+    (tmp_path / "val/masks").mkdir()
+    Image.new("L", (32, 32), 1).save(tmp_path / "val/masks/1.png")
+    (tmp_path / "val/classes.txt").write_text("owl\n")
+    training, tags, _ = open_tagged(
+        tmp_path / "train", str(tmp_path / "train/tags.csv"), None, ["owl"], tmp_path / "cache.json"
+    )
+    validation, ids = open_masked(tmp_path / "val", "--val") if judged else (None, [])
+    source = ExtensionSource(["dog", "owl"], training, tags, [], validation, ids, True, seed=0)
+    for image_id in source.ids("train"):
+        assert not source.has_mask(image_id)
+        assert source.read_image(image_id)[0].float().mean() > 200
+    assert len({*source.ids("train"), *source.ids(source.compared)}) == 2 + len(source.ids(source.compared))
+    if judged:
+        assert [int(source.read_mask(image_id)[0, 0]) for image_id in source.ids("val")] == [2]
+        with pytest.raises(UserError, match=r"none of the model's classes \(dog, cat\)"):
+            ExtensionSource(["dog", "cat"], training, {}, [], validation, ids, True, seed=0)
+
+
+@pytest.mark.parametrize("spoilt", [{"classes": 2}, {"tags": 5}, {"classes": [5]}, {"classes": []}])
+def test_a_spoilt_record_is_one_sentence(extended: Path, data: Path, tmp_path: Path, spoilt: dict[str, Any]) -> None:
+    record = json.loads((extended / "extension.json").read_text())
+    (tmp_path / "extension.json").write_text(json.dumps({**record, **spoilt}))
+    with pytest.raises(UserError, match=rf"extension.json: {next(iter(spoilt))}.*; remove the folder"):
+        tagged_source(tmp_path, data / "new", load_config(extended / "config.yaml").data)
+
+
+def test_a_run_moved_over_the_one_it_extended(tmp_path: Path) -> None:
+    (tmp_path / "extension.json").write_text(json.dumps({"model": str(tmp_path)}))
+    assert _given_model(tmp_path) == tmp_path.name
+
+
 def test_measured_numbers_are_there(foreign: Path, data: Path, tmp_path: Path) -> None:
     plan, estimate = measure(make_plan(order(foreign, data, tmp_path / "run", precision="auto")))
     assert estimate.iteration > 0 and estimate.warmup_iteration > 0 and estimate.memory_gib > 0
@@ -411,15 +478,17 @@ def test_what_was_begun_does_not_go_on_otherwise(extended: Path, foreign: Path, 
     begun = order(foreign, data, extended)
     with pytest.raises(UserError, match=r"begun with --batch-size 2 and 3 is asked for now"):
         make_plan(replace(begun, wishes=replace(begun.wishes, batch_size=3)))
-    fewer = tmp_path / "tags.csv"
-    fewer.write_text((data / "tags.csv").read_text())
+    more_tags = tmp_path / "tags.csv"
+    more_tags.write_text((data / "tags.csv").read_text())
     shutil.copytree(extended, tmp_path / "run")
     record = json.loads((tmp_path / "run/extension.json").read_text())
-    (tmp_path / "run/extension.json").write_text(json.dumps({**record, "tags": str(fewer)}))
-    same = replace(begun, tags=str(fewer), out=tmp_path / "run")
+    (tmp_path / "run/extension.json").write_text(json.dumps({**record, "tags": str(more_tags)}))
+    same = replace(begun, tags=str(more_tags), out=tmp_path / "run")
     assert make_plan(same).finished
-    first = next(line for line in fewer.read_text().splitlines() if "sheep" in line)
-    fewer.write_text(fewer.read_text().replace(first, first.split(",")[0] + ",cat"))
+    first = next(line for line in more_tags.read_text().splitlines()[1:] if "sheep" not in line)
+    more_tags.write_text(more_tags.read_text().replace(first, first.split(",")[0] + ",sheep"))
+    assert make_plan(same).finished  # what is done is done
+    shutil.rmtree(tmp_path / "run/step1")
     with pytest.raises(UserError, match=r"begun with other tags than those of .*tags\.csv now"):
         make_plan(same)
     with pytest.raises(UserError, match=r"begun with config = nothing and .*a\.yaml"):
@@ -469,7 +538,7 @@ def test_masks_of_an_extension_can_be_looked_at(extended: Path, data: Path, tmp_
                 "--cache", str(data / "cache")]) == 0
     assert {path.stem for path in (out / "masks").iterdir()} == {f"{image_id}_sheep" for image_id in shown}
     (folder / "extension.json").write_text("{}")
-    with pytest.raises(UserError, match=r"extension\.json: lacks 'old_classes'"):
+    with pytest.raises(UserError, match=r"extension\.json: old_classes: Field required"):
         open_session(find_target(folder, None), place)
 
 

@@ -258,3 +258,10 @@ def test_load_segmenter_takes_the_last_step_or_the_one_asked_for(model: Segmente
     assert load_segmenter(tmp_path, 0).class_names[-1] == "bicycle"
     with pytest.raises(UserError, match="step 3"):
         load_segmenter(tmp_path, 3)
+
+
+@pytest.mark.parametrize("rates", [[], [1], [1, 2]])
+def test_a_description_that_cannot_be_built(saved: Path, rates: list[int]) -> None:
+    description = json.loads((saved / "model.json").read_text())
+    (saved / "model.json").write_text(json.dumps({**description, "atrous_rates": rates}))
+    assert "model.json" in refusal(saved)

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,15 +18,17 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fmwiss.config import Config, load_config
+from fmwiss.data.folder import FolderSource
 from fmwiss.data.memory import MemoryBank
 from fmwiss.data.protocols import Protocol
+from fmwiss.data.tags import TagIndex
 from fmwiss.data.voc import VOCSource
 from fmwiss.errors import UserError
 from fmwiss.evaluation import evaluate_run
 from fmwiss.models import load_segmenter
 from fmwiss.reporting.records import Environment, Gallery
 from fmwiss.reporting.report import write_report
-from fmwiss.training.run import train
+from fmwiss.training.run import _Run, train
 
 BASE = ("aeroplane", "bicycle", "bird", "boat")
 
@@ -531,3 +534,19 @@ def test_a_base_of_other_classes_is_refused(run: Path, tiny_voc: Path, experimen
     description.write_text(description.read_text().replace('"boat"', '"umbrella"'))
     with pytest.raises(UserError, match=r"learnt aeroplane, bicycle, bird, umbrella, and for .* needs one of aero"):
         train(configure(experiment), tiny_voc, None, run)
+
+
+def test_what_nobody_tells_about_shows_no_absence(tmp_path: Path) -> None:
+    """data.negatives draws from photographs with a row alone: where there is none, the class may well be."""
+    (tmp_path / "images").mkdir()
+    for number in range(6):
+        Image.new("RGB", (32, 32)).save(tmp_path / f"images/{number}.jpg")
+    (tmp_path / "tags.csv").write_text("file,tags\n0.jpg,owl\n1.jpg,dog\n2.jpg,\n")
+    source = FolderSource(tmp_path, tags=tmp_path / "tags.csv")
+    ids = list(source.photographs.paths)
+    tags = TagIndex.load_or_build(source, ids, str(tmp_path / "tags.csv"), tmp_path / "cache.json")
+    run = SimpleNamespace(
+        config=Config.model_validate({"data": {"negatives": 9}}), source=source,
+        protocol=Protocol([["dog"], ["owl"]], "overlap"),
+    )
+    assert _Run._negatives(run, 1, tags, ids, 1) == ["1", "2"]  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +40,7 @@ from fmwiss.extension.source import (
 )
 from fmwiss.extension.trial import Estimate, try_out
 from fmwiss.files import write_atomically
+from fmwiss.methods import check_methods
 from fmwiss.models import finished_steps
 from fmwiss.training.run import BANK, TAGS, train
 
@@ -139,22 +140,17 @@ def make_plan(order: Order) -> Plan:
     record = _record(order, base, new)
     begun = _check_record(order.out, record, order.precision)
     before = read_record(order.out / RECORD) if (order.out / RECORD).is_file() else {}
-    if wishes.batch_size is None:  # of another process, or of a run that was killed
-        wishes = replace(wishes, batch_size=before.get("batch_size"))
-    elif before.get("batch_size") not in (None, wishes.batch_size):
+    if wishes.batch_size not in (None, before.get("batch_size"), before.get("asked_batch_size")) and before:
         raise UserError(
             f"{order.out} was begun with --batch-size {before['batch_size']} and {wishes.batch_size} is asked for now; "
             "leave it out, or give another --out"
         )
+    if before:  # of another process, or of a run that was killed
+        wishes = replace(wishes, batch_size=before["batch_size"])
     with tempfile.TemporaryDirectory() as scratch:
         cache = order.out if begun else Path(scratch)
         training, tags, untagged = open_tagged(order.images, order.tags, order.split, new, cache / TAGS_CACHE)
     without = untagged if wishes.tags_complete else []
-    if before.get("photographs") not in (None, _told_of(tags, without)):
-        raise UserError(
-            f"{order.out} was begun with other tags than those of {order.tags or order.images} now; put them back, or "
-            "give another --out"
-        )
     if len(tags) < LEAST_PHOTOGRAPHS:
         raise UserError(
             f"{order.images}: {len(tags)} photograph is tagged with {' or '.join(new)}; at least {LEAST_PHOTOGRAPHS} "
@@ -176,7 +172,14 @@ def make_plan(order: Order) -> Plan:
     config, why = settle(base, new, source, order.tags or "masks", size, wishes, has_gpu())
     if saved is not None:
         config = _as_begun(saved, config, wishes, order.out)
-    return Plan(order, base, new, source, config, why, base.step + 1, replay, begun)
+    check_methods(config)
+    plan = Plan(order, base, new, source, config, why, base.step + 1, replay, begun)
+    if not plan.finished and before.get("photographs") not in (None, _told_of(source, config)):
+        raise UserError(
+            f"{order.out} was begun with other tags than those of {order.tags or order.images} now; put them back, or "
+            "give another --out"
+        )
+    return plan
 
 
 def _check_apart(
@@ -226,7 +229,8 @@ def carry_out(plan: Plan, precision: str) -> dict[int, Evaluation]:
     order, config = plan.order, plan.config
     record = {**_record(order, plan.base, plan.new), "precision": precision}
     record["batch_size"] = config.training.steps.batch_size
-    record["photographs"] = _told_of(plan.source.tags, plan.source.without)
+    record["asked_batch_size"] = order.wishes.batch_size
+    record["photographs"] = _told_of(plan.source, config)
     if not plan.begun:
         order.out.mkdir(parents=True, exist_ok=True)
         text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
@@ -314,12 +318,13 @@ def estimate_rows(plan: Plan, estimate: Estimate, say: Callable[[float], str]) -
 def _record(order: Order, base: Base, new: Sequence[str]) -> dict[str, Any]:
     """What tells one extension from another, JSON-able."""
     return {
-        "model": order.model if base.run is None else str(base.run),
+        "model": str(Path(order.model).resolve()) if Path(order.model).exists() else order.model,
         "step": base.step,
         "old_classes": list(base.classes),
         "classes": list(new),
         "images": str(order.images.resolve()),
-        "tags": order.tags,
+        "tags": order.tags if order.tags in (None, "masks", "xml") else str(Path(order.tags).resolve()),
+        "tags_complete": order.wishes.tags_complete,
         "split": order.split,
         "val": None if order.validation is None else str(order.validation.resolve()),
         "replay": None if order.replay is None else str(order.replay.resolve()),
@@ -330,9 +335,11 @@ def _record(order: Order, base: Base, new: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _told_of(tags: Mapping[str, frozenset[str]], without: Sequence[str]) -> str:
-    """What tags say of the new classes, short."""
-    told = [*((image_id, *sorted(names)) for image_id, names in tags.items()), *((image_id,) for image_id in without)]
+def _told_of(source: ExtensionSource, config: Config) -> str:
+    """What tags say of the new classes in the photographs that are learnt from, short."""
+    told = [(image_id, *sorted(names)) for image_id, names in source.tags.items()]
+    if config.data.negatives:
+        told += [(image_id,) for image_id in source.without]
     return hashlib.sha256(json.dumps(sorted(told)).encode()).hexdigest()[:16]
 
 

@@ -158,6 +158,12 @@ def negatives(source: ExtensionSource, share: float) -> int:
 def _negatives(source: ExtensionSource, share: float, wishes: Wishes, why: dict[str, str]) -> float:
     """``data.negatives``, 0 where tags are partial."""
     key = "data.negatives"
+    for override in wishes.overrides:
+        for name, option in ((key, "--negatives"), ("method.untagged_absent", "--tags-complete or --tags-partial")):
+            if override.partition("=")[0].strip() == name:
+                raise UserError(f"--set {override}: the length of the training depends on it; give {option} instead")
+    if wishes.negatives is not None and not math.isfinite(wishes.negatives):
+        raise UserError(f"--negatives {wishes.negatives}: must be a number, such as 99 for all that there are")
     if not wishes.tags_complete:
         if wishes.negatives:
             raise UserError(

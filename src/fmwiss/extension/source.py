@@ -6,9 +6,10 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from fmwiss.config import DataConfig
@@ -67,14 +68,21 @@ class ExtensionSource:
         self.validation = validation
         self.without = tuple(without)
         self._lists = {TRAINING: [*tags, *without]}
+        self._prefix = VALIDATION_PREFIX if validation is not None else PICTURES_PREFIX
+        while any(image_id.startswith(self._prefix) for image_id in self._lists[TRAINING]):  # of a sub-folder "val"
+            self._prefix = "_" + self._prefix
         if validation is not None:
-            self._lists[VALIDATION] = [VALIDATION_PREFIX + image_id for image_id in validation_ids]
+            if not {*map(joined, classes)} & {*map(joined, validation.mask_classes)}:
+                raise UserError(
+                    f"{validation.root}: its masks have none of the model's classes ({', '.join(classes)}), so nothing "
+                    "can be judged by them; compare the names in classes.txt"
+                )
+            self._lists[VALIDATION] = [self._prefix + image_id for image_id in validation_ids]
             self._table = label_table(validation.mask_classes, classes, has_background)
         else:
             order = torch.randperm(len(self.tags), generator=keyed_generator(seed, "extension pictures")).tolist()
             shown = {list(tags)[place] for place in order[:PICTURES_SHOWN]}
-            self._lists[PICTURES] = [PICTURES_PREFIX + image_id for image_id in tags if image_id in shown]
-
+            self._lists[PICTURES] = [self._prefix + image_id for image_id in tags if image_id in shown]
         self._compared = frozenset(self._lists[self.compared])
 
     @property
@@ -115,6 +123,11 @@ class ExtensionSource:
         source, name = self._of(image_id)
         return source.read_image(name)
 
+    @property
+    def has_row(self) -> frozenset[str]:
+        """Ids of the photographs that tags tell about: all that are learnt from."""
+        return frozenset(self._lists[TRAINING])
+
     def has_mask(self, image_id: str) -> bool:
         return image_id in self._compared
 
@@ -137,8 +150,8 @@ class ExtensionSource:
         if image_id not in self._compared:
             return self.training, image_id
         if self.validation is None:
-            return self.training, image_id.removeprefix(PICTURES_PREFIX)
-        return self.validation, image_id.removeprefix(VALIDATION_PREFIX)
+            return self.training, image_id.removeprefix(self._prefix)
+        return self.validation, image_id.removeprefix(self._prefix)
 
 
 def label_table(theirs: Sequence[str], ours: Sequence[str], has_background: bool) -> Tensor:
@@ -246,6 +259,15 @@ def open_masked(folder: Path, option: str, split: str | None = None) -> tuple[So
     return source, ids
 
 
+class _Asked(BaseModel):
+    """What of an extension's record tells which photographs it learns from."""
+
+    old_classes: list[str]
+    classes: Annotated[list[str], Field(min_length=1)]
+    tags: str | None
+    split: str | None
+
+
 def read_record(path: Path) -> dict[str, Any]:
     """What an extension was asked for, from :data:`RECORD`.
 
@@ -275,13 +297,15 @@ def tagged_source(run: Path, images: Path, options: DataConfig) -> Source:
     path = run / RECORD
     if not path.is_file():
         return open_source(options, images)
-    record = read_record(path)
     try:
-        old, new, tags, split = (record[key] for key in ("old_classes", "classes", "tags", "split"))
-    except KeyError as error:
-        raise UserError(f"{path}: lacks {error}; remove the folder and begin anew") from error
-    training, shown, others = open_tagged(images, tags, split, new, run / TAGS_CACHE)
-    return ExtensionSource((*old, *new), training, shown, others if options.negatives else [], None, [], True, seed=0)
+        asked = _Asked.model_validate(read_record(path))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: {where}: {first['msg']}; remove the folder and begin anew") from error
+    training, shown, others = open_tagged(images, asked.tags, asked.split, asked.classes, run / TAGS_CACHE)
+    without = others if options.negatives else []
+    return ExtensionSource((*asked.old_classes, *asked.classes), training, shown, without, None, [], True, seed=0)
 
 
 def judged_source(folder: Path, split: str | None, classes: Sequence[str], has_background: bool) -> ExtensionSource:

@@ -131,8 +131,8 @@ def _check_results(media: Sequence[Medium], out: Path) -> None:
                 )
             if not medium.is_video and target.is_file() and not is_ours(target):
                 raise UserError(
-                    f"the prediction of {medium.path} would overwrite {target}, which is there and is no prediction of "
-                    "fmwiss; give another --out"
+                    f"the prediction of {medium.path} would overwrite {target}, which is there and which this version "
+                    "of fmwiss has not written; give another --out"
                 )
             if writers.setdefault(target, medium.path) != medium.path:
                 raise UserError(

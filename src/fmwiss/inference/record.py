@@ -156,7 +156,9 @@ def _of_run(run: Path, last: int) -> dict[str, Any]:
 def _given_model(run: Path) -> str | None:
     """What the first of the extensions that led to a run was given; None for a run that extended nothing."""
     given = None
-    while (run / EXTENSION).is_file():
+    seen: set[Path] = set()
+    while (run / EXTENSION).is_file() and run.resolve() not in seen:  # a folder may have been moved over another
+        seen.add(run.resolve())
         given = str(read_extension(run / EXTENSION).get("model", ""))
         run = Path(given)
     if given is None or (_HUB_ID.fullmatch(given) and not run.exists()):

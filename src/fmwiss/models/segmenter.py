@@ -216,7 +216,7 @@ class Segmenter(nn.Module):
             ) from error
         except (ValueError, TypeError) as error:
             raise UserError(f"{description_file}: is not a model description of fmwiss ({error}).") from error
-        model = cls(architecture) if kind is Architecture else _adapted(architecture, description_file)
+        model = _build(cls if kind is Architecture else _adapted_class(), architecture, description_file)
         try:
             state = load_file(weights_file)
         except (OSError, SafetensorError) as error:
@@ -293,12 +293,16 @@ def _kind(description: Any) -> type[Architecture]:
     return AdaptedArchitecture
 
 
-def _adapted(architecture: Any, origin: Path) -> Segmenter:
-    """The model; what ``origin`` says of its settings is the other library's to understand."""
+def _adapted_class() -> type[Segmenter]:
     from fmwiss.models.adapted import AdaptedSegmenter
 
+    return AdaptedSegmenter
+
+
+def _build(kind: type[Segmenter], architecture: Any, origin: Path) -> Segmenter:
+    """The model; what ``origin`` says of its settings is a library's to understand."""
     try:
-        return AdaptedSegmenter(architecture)
+        return kind(architecture)
     except UserError as error:
         raise UserError(f"{origin}: {error}") from error
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:

@@ -28,6 +28,7 @@ from fmwiss.data.replay import InterleavedDataset, ReplayFolder
 from fmwiss.data.source import Source, open_source
 from fmwiss.data.tags import TagIndex
 from fmwiss.data.transforms import JointTransform
+from fmwiss.data.voc import VOCSource
 from fmwiss.errors import UserError
 from fmwiss.evaluation import Evaluation, evaluate
 from fmwiss.evaluation.evaluate import Observer, center_crop
@@ -468,6 +469,10 @@ class _Run:
         count = round(self.config.data.negatives * shown)
         if count == 0:
             return []
+        if not isinstance(self.source, VOCSource) or self.config.data.tags in ("masks", "xml"):
+            # a table of VOC has a row for each; elsewhere nothing may be known about a photograph without a tag
+            rows: frozenset[str] = getattr(self.source, "has_row", frozenset())
+            ids = [image_id for image_id in ids if image_id in rows or self.source.has_mask(image_id)]
         return draw(self.protocol.select_without(t, tags, ids), count, self.config.training.seed, "negatives")
 
     def _learns_truth(self) -> bool:

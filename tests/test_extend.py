@@ -289,7 +289,7 @@ def test_settings_that_others_are_counted_by_are_options(foreign: Path, data: Pa
 
 
 def test_a_batch_that_was_cut_goes_on(foreign: Path, data: Path, tmp_path: Path) -> None:
-    """There are more_tags photographs than were asked for in a batch; the same order is the same, another is not."""
+    """There are fewer photographs than were asked for in a batch; the same order is the same, another is not."""
     asked = order(foreign, data, tmp_path / "run")
     asked = replace(asked, wishes=replace(asked.wishes, batch_size=99, epochs=1))
     plan = make_plan(asked)

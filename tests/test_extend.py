@@ -130,7 +130,7 @@ def test_two_processes_extend_as_one_does(foreign: Path, data: Path, tmp_path: P
     done = subprocess.run(
         [sys.executable, str(program), "extend", str(foreign), "--images", str(data / "new"), "--tags",
          str(data / "tags.csv"), "--classes", "sheep", "--out", str(tmp_path / "run"), "--cache", str(data / "cache"),
-         *words("--epochs", 1, "--batch-size", 4, "--crop-size", 64, "--tags-complete", "--devices", 2, "--precision",
+         *words("--epochs", 1, "--batch-size", 99, "--crop-size", 64, "--tags-complete", "--devices", 2, "--precision",
                 "32-true")],
         capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )

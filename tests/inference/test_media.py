@@ -135,3 +135,14 @@ def test_what_cannot_be_done_is_told_before_anything_is_done(name: str, photos: 
         find_media(names, out)
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
     assert out == photos or out.is_file() or not out.exists()
+
+
+def test_frames_of_another_program_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "c.mp4").touch()
+    frame = tmp_path / "out/c_masks/000000.png"
+    frame.parent.mkdir(parents=True)
+    save_png(Image.new("L", (4, 4)), frame)
+    assert len(find_media([tmp_path / "c.mp4"], tmp_path / "out")) == 1
+    Image.new("L", (4, 4)).save(frame)
+    with pytest.raises(UserError, match=r"such as .*000000\.png, which this version .* give another --out"):
+        find_media([tmp_path / "c.mp4"], tmp_path / "out")

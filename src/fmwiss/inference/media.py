@@ -124,6 +124,13 @@ def _check_results(media: Sequence[Medium], out: Path) -> None:
     writers: dict[Path, Path] = {}
     inputs = {medium.path.resolve() for medium in media}
     for medium in media:
+        if medium.is_video and medium.mask.is_dir():
+            foreign = next((frame for frame in sorted(medium.mask.glob("*.png")) if not is_ours(frame)), None)
+            if foreign is not None:
+                raise UserError(
+                    f"the masks of {medium.path}'s frames would lie among others, such as {foreign}, which this "
+                    "version of fmwiss has not written; give another --out"
+                )
         for target in (medium.mask, medium.overlay):
             if target.resolve() in inputs:
                 raise UserError(

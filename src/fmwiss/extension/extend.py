@@ -142,11 +142,11 @@ def make_plan(order: Order) -> Plan:
     before = read_record(order.out / RECORD) if (order.out / RECORD).is_file() else {}
     if wishes.batch_size not in (None, before.get("batch_size"), before.get("asked_batch_size")) and before:
         raise UserError(
-            f"{order.out} was begun with --batch-size {before['batch_size']} and {wishes.batch_size} is asked for now; "
+            f"{order.out} was begun with --batch-size {before.get('batch_size')} and {wishes.batch_size} is asked for now; "
             "leave it out, or give another --out"
         )
     if before:  # of another process, or of a run that was killed
-        wishes = replace(wishes, batch_size=before["batch_size"])
+        wishes = replace(wishes, batch_size=before.get("batch_size"))
     with tempfile.TemporaryDirectory() as scratch:
         cache = order.out if begun else Path(scratch)
         training, tags, untagged = open_tagged(order.images, order.tags, order.split, new, cache / TAGS_CACHE)

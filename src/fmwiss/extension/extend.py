@@ -140,13 +140,14 @@ def make_plan(order: Order) -> Plan:
     record = _record(order, base, new)
     begun = _check_record(order.out, record, order.precision)
     before = read_record(order.out / RECORD) if (order.out / RECORD).is_file() else {}
-    if wishes.batch_size not in (None, before.get("batch_size"), before.get("asked_batch_size")) and before:
-        raise UserError(
-            f"{order.out} was begun with --batch-size {before.get('batch_size')} and {wishes.batch_size} is asked for now; "
-            "leave it out, or give another --out"
-        )
-    if before:  # of another process, or of a run that was killed
-        wishes = replace(wishes, batch_size=before.get("batch_size"))
+    batch_size = before.get("batch_size")  # of another process, or of a run that was killed
+    if batch_size is not None:
+        if wishes.batch_size not in (None, batch_size, before.get("asked_batch_size")):
+            raise UserError(
+                f"{order.out} was begun with --batch-size {batch_size} and {wishes.batch_size} is asked for now; leave "
+                "it out, or give another --out"
+            )
+        wishes = replace(wishes, batch_size=batch_size)
     with tempfile.TemporaryDirectory() as scratch:
         cache = order.out if begun else Path(scratch)
         training, tags, untagged = open_tagged(order.images, order.tags, order.split, new, cache / TAGS_CACHE)

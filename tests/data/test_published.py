@@ -1,7 +1,9 @@
+import hashlib
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,11 +113,34 @@ def test_digests_are_compared(server: Server, tmp_path: Path, capsys: pytest.Cap
     assert (tmp_path / "voc/JPEGImages").is_dir()
 
 
+def test_an_archive_that_is_there_is_compared_too(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Put there by hand it may be anything; with the right digest it goes on, as a downloaded one does."""
+    name = "VOCtrainval_11-May-2012.tar"
+    arguments = ["data", "voc", "--out", str(tmp_path), "--mirror", server.url]
+    file = tmp_path / "downloads" / name
+    file.parent.mkdir()
+    file.write_bytes((server.folder / name).read_bytes())
+    assert run(arguments) == 2
+    assert f"{name} is not the published file" in capsys.readouterr().err
+    assert file.is_file() and not (tmp_path / "voc").exists() and not server.seen
+    (archive,) = PUBLISHED["voc"].archives
+    remote = replace(archive.remote, digest=f"md5:{hashlib.md5(file.read_bytes()).hexdigest()}")
+    right = replace(PUBLISHED["voc"], archives=(replace(archive, remote=remote),))
+    monkeypatch.setitem(PUBLISHED, "voc", right)
+    assert run(arguments) == 0
+    assert (tmp_path / "voc/JPEGImages").is_dir() and not server.seen
+    assert run([*arguments[:3], str(tmp_path / "again"), *arguments[4:]]) == 0 and server.seen
+
+
 def test_a_killed_download_goes_on_in_another_process(server: Server, tmp_path: Path) -> None:
     size = (server.folder / "train2017.zip").stat().st_size
     (tmp_path / "downloads").mkdir()
     part = tmp_path / "downloads/train2017.zip.part"
-    part.write_bytes((server.folder / "train2017.zip").read_bytes()[: size // 2])
+    whole = (server.folder / "train2017.zip").read_bytes()
+    part.write_bytes(whole[: size // 2])
+    part.with_name("train2017.zip.part.etag").write_text(f'"{hash(whole) & 0xFFFFFFFF:x}"')
     arguments = ["data", "coco", "--out", str(tmp_path), "--mirror", server.url, "--unverified"]
     done = subprocess.run(
         [sys.executable, "-c", "from fmwiss.cli import main; main()", *arguments],

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fmwiss.data.voc import VOC_CLASSES, VOID, voc_palette
-from fmwiss.downloads import Remote, Say, Track, fetch, gigabytes, silently, unpack
+from fmwiss.downloads import Remote, Say, Track, check_digest, fetch, gigabytes, silently, unpack
 from fmwiss.errors import UserError
 from fmwiss.files import write_atomically
 
@@ -193,6 +193,8 @@ def prepare(
         file = out / "downloads" / remote.name
         if not file.is_file():
             fetch(remote, file, say, verify=verify, track=track, pause=pause)
+        elif verify and remote.digest is not None:
+            check_digest(file, remote.digest, track)
         folder = out / archive.folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         unpack(file, folder, archive.inside, track)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,13 +33,18 @@ def read_state(path: Path, what: str = "checkpoint") -> dict[str, Tensor]:
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):  # the training's arguments lie beside the weights
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    except (SafetensorError, OSError) as error:
         raise UserError(f"the {what} {path} cannot be read ({first_line(error)})") from error
+    except Exception as error:  # of damaged bytes pickle, zip and torch make errors of every kind
+        raise UserError(
+            f"the {what} {path} cannot be read: it is damaged, no checkpoint, or holds more than tensors, which could "
+            "only be read by running code from it"
+        ) from error
     for key in ("teacher", "state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     state = content if isinstance(content, Mapping) else {}
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    tensors = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"the {what} {path} holds no weights under teacher, state_dict or model")
     return tensors

@@ -58,8 +58,16 @@ def test_another_process_goes_on_where_one_was_killed(server: Server, tmp_path: 
 
 def test_a_whole_part_is_not_fetched_again(server: Server, tmp_path: Path) -> None:
     (tmp_path / f"{NAME}.part").write_bytes(CONTENT)
-    get(server, tmp_path / NAME)
-    assert (tmp_path / NAME).read_bytes() == CONTENT
+    get(server, tmp_path / NAME, digest=f"md5:{hashlib.md5(CONTENT).hexdigest()}")
+    assert (tmp_path / NAME).read_bytes() == CONTENT and server.seen == [(NAME, f"bytes={len(CONTENT)}-")]
+
+
+def test_a_part_of_which_nothing_is_known_is_not_gone_on_from(server: Server, tmp_path: Path) -> None:
+    """Neither a digest nor the server's mark would tell that it was a page of a proxy."""
+    (tmp_path / f"{NAME}.part").write_bytes(b"<html>500</html>")
+    said = get(server, tmp_path / NAME)
+    assert (tmp_path / NAME).read_bytes() == CONTENT and server.seen == [(NAME, None)]
+    assert "nothing tells what an earlier download had left" in said[0]
 
 
 def test_a_server_without_ranges_begins_anew(server: Server, tmp_path: Path) -> None:

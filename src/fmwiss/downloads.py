@@ -107,6 +107,9 @@ def fetch(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
+    if part.is_file() and not (verify and remote.digest) and not _tag_file(part).is_file():
+        say(f"{remote.name}: nothing tells what an earlier download had left; beginning anew.")
+        part.unlink()
     resumed = part.is_file() and part.stat().st_size > 0
     _check_room(path, remote.size - (part.stat().st_size if resumed else 0))
     failures = 0
@@ -174,8 +177,13 @@ def _continue(remote: Remote, part: Path, say: Say, track: Track) -> bool:
             say(f"{remote.name}: the server begins anew.")
         length = response.headers.get("Content-Length")
         total = starts_at + int(length) if length is not None and length.isdecimal() else None
-        given = response.headers.get("ETag", "")
-        tag_file.write_text("" if given.startswith("W/") else given, encoding="ascii", errors="ignore")
+        tag = response.headers.get("ETag", "")
+        if not tag or tag.startswith("W/"):  # If-Range takes strong ones and dates
+            tag = response.headers.get("Last-Modified", "")
+        if tag:
+            tag_file.write_text(tag, encoding="ascii", errors="ignore")
+        else:
+            tag_file.unlink(missing_ok=True)
         with part.open("ab" if starts_at else "wb") as file:
             blocks = _blocks(response)
             steps = None if total is None else -(-total // CHUNK)

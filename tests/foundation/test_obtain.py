@@ -1,6 +1,7 @@
 import argparse
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -11,11 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import fmwiss.models  # noqa: F401
+from coco_miniature import serve
 from fmwiss.cli import run
 from fmwiss.config import SelfSupervisedConfig
 from fmwiss.errors import UserError
 from fmwiss.foundation import obtain as module
 from fmwiss.foundation import registry, weights
+from fmwiss.foundation.checkpoints import read_state
 from fmwiss.foundation.obtain import check, convert, find_entry, obtain
 from fmwiss.foundation.registry import ENTRIES, Entry
 from fmwiss.foundation.self_supervised import load_self_supervised
@@ -95,6 +98,16 @@ def test_a_checkpoint_of_the_authors_is_converted_and_found(tmp_path: Path, tiny
     config = SelfSupervisedConfig(model=TINY, checkpoint=Path("ibot_tiny.pth"))
     vit = load_self_supervised(config, tmp_path).vit
     assert torch.equal(vit.cls_token, state["cls_token"])
+
+
+def test_the_digest_that_nobody_has_published_is_told(tmp_path: Path, tiny_entry: Entry) -> None:
+    (tmp_path / "served").mkdir()
+    _ibot_checkpoint(tmp_path / "served/ibot_tiny.pth")
+    digest = hashlib.sha256((tmp_path / "served/ibot_tiny.pth").read_bytes()).hexdigest()
+    said: list[str] = []
+    with serve(tmp_path / "served") as server:
+        assert obtain(replace(tiny_entry, url=f"{server.url}/ibot_tiny.pth"), tmp_path, said.append).is_file()
+    assert any(digest in line for line in said) and not (tmp_path / "ibot_tiny.pth").exists()
 
 
 def test_converting_goes_by_name_and_by_keys(tmp_path: Path, tiny_entry: Entry) -> None:
@@ -181,6 +194,31 @@ def test_code_in_a_pickle_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert run(["weights", command[0], str(tmp_path / "ibot_vit_small_patch16.pth"), *command[1:]]) == 2
         assert "cannot be read" in capsys.readouterr().err
     assert not mark.exists()
+
+
+def test_damaged_checkpoints_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of both formats of torch, every 50th byte changed or the file cut there; what still reads is no error."""
+    state = {"state_dict": {"a.weight": torch.arange(4.0), "b.bias": torch.ones(2)}, "epoch": 3}
+    file, refused = tmp_path / "model.pth", 0
+    for zipped in (True, False):
+        torch.save(state, tmp_path / "whole.pth", _use_new_zipfile_serialization=zipped)
+        whole = (tmp_path / "whole.pth").read_bytes()
+        for place in range(0, len(whole), 50 if zipped else 7):
+            for damaged in (whole[:place], whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :]):
+                file.write_bytes(damaged)
+                try:
+                    read_state(file)
+                except UserError as error:
+                    refused += "cannot be read" in str(error) or "holds no weights" in str(error)
+    assert refused > 40
+    for content in ("<html>not found</html>", "\0\1\2"):
+        file.write_text(content)
+        assert run(["weights", "check", str(file)]) == 2
+        told = capsys.readouterr().err
+        assert "is damaged, no checkpoint" in told and "weights_only" not in told and told.count("\n") <= 2
+    torch.save({1: torch.zeros(2)}, file)
+    assert run(["weights", "check", str(file)]) == 2
+    assert "holds no weights" in capsys.readouterr().err
 
 
 def test_check_says_what_a_file_is(tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_entry: Entry) -> None:

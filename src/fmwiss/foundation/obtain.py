@@ -87,6 +87,8 @@ def obtain(entry: Entry, folder: Path, say: Say, *, verify: bool = True, track: 
         fetch(Remote(entry.url, entry.size, entry.digest), original, say, verify=verify, track=track)
     except UserError as error:
         raise UserError(f"{error} (from {entry.page}, as {original})") from error
+    if entry.digest is None:
+        say(f"{original.name}: nobody has published its digest; its SHA-256 is {file_digest(original, 'sha256')}.")
     converted = convert(original, folder, entry, say, verify=False)
     original.unlink()
     return converted

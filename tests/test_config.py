@@ -84,7 +84,11 @@ def test_the_full_size_experiment_has_the_papers_settings() -> None:
     assert (config.segmenter.encoder, config.segmenter.output_stride) == ("resnet101", 16)
     assert (steps.batch_size, steps.epochs, steps.learning_rate) == (24, 40, 1e-3)
     assert (steps.momentum, steps.weight_decay, steps.head_rate, steps.poly_power) == (0.9, 1e-4, 10, 0.9)
-    assert (config.training.step0.epochs, config.training.step0.learning_rate) == (30, 1e-2)
+    base = config.training.step0  # WILSON's code multiplies the head's rate in later steps alone
+    assert (base.epochs, base.learning_rate, base.head_rate) == (30, 1e-2, 1)
+    assert load_config(CONFIGS / "coco-to-voc/wilson.yaml").training.step0.head_rate == 1
+    assert load_config(CONFIGS / "voc/15-5-overlap/joint.yaml").training.steps.head_rate == 1
+    assert load_config(CONFIGS / "voc-mini/15-5-overlap/fmwiss.yaml").training.step0.head_rate == 10  # as measured
     assert (method.lambda_dcl, method.alpha, method.beta, method.warmup_epochs) == (0.1, 0.5, 0.9, 5)
     assert (masks.n_seeds, masks.k, masks.fusion, config.copy_paste.bank_size) == (9, 70, "union", 50)
     assert masks.vision_language.model == "ViT-B-16-quickgelu"

@@ -150,6 +150,7 @@ class BaseOptimizationConfig(OptimizationConfig):
 
     epochs: PositiveInt = Field(30, description="epochs over the step's photographs")
     learning_rate: float = Field(1e-2, gt=0, description="rate of the encoder at the first iteration")
+    head_rate: float = Field(1.0, gt=0, description="rate of decoder, classifiers and teacher, as a multiple")
     loss_stride: PositiveInt = Field(1, description="the loss is taken at 1 / loss_stride of the crop's resolution")
     loss: Literal["bce", "cross-entropy"] = Field(
         "bce", description="binary cross-entropy of every label on its own (WILSON, FMWISS), or cross-entropy over a "

@@ -362,7 +362,7 @@ def predict(
     from fmwiss.inference.media import find_media
 
     windows, side = _number("--tile", tile, "auto"), _number("--resize", resize, "trained")
-    media = find_media(photographs, out)
+    media = find_media(photographs, out, frames)
     with _results_only():
         from fmwiss.commands.predict import Options
         from fmwiss.commands.predict import predict as predict_media

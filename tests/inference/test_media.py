@@ -142,7 +142,8 @@ def test_frames_of_another_program_are_left_alone(tmp_path: Path) -> None:
     frame = tmp_path / "out/c_masks/000000.png"
     frame.parent.mkdir(parents=True)
     save_png(Image.new("L", (4, 4)), frame)
-    assert len(find_media([tmp_path / "c.mp4"], tmp_path / "out")) == 1
+    assert len(find_media([tmp_path / "c.mp4"], tmp_path / "out", frames=True)) == 1
     Image.new("L", (4, 4)).save(frame)
     with pytest.raises(UserError, match=r"such as .*000000\.png, which this version .* give another --out"):
-        find_media([tmp_path / "c.mp4"], tmp_path / "out")
+        find_media([tmp_path / "c.mp4"], tmp_path / "out", frames=True)
+    assert len(find_media([tmp_path / "c.mp4"], tmp_path / "out")) == 1  # where no masks are written

@@ -45,12 +45,13 @@ class Medium:
         return self.stem.with_name(f"{self.stem.name}{'_masks' if self.is_video else '.png'}")
 
 
-def find_media(names: Sequence[str | Path], out: Path) -> list[Medium]:
+def find_media(names: Sequence[str | Path], out: Path, frames: bool = False) -> list[Medium]:
     """Everything that the names stand for, in their order, a folder's files by name.
 
     Args:
         names: files; folders, with what is in their sub-folders; globs such as ``photos/**/*.jpg``.
         out: where the results will go; what lies there is not taken from a folder.
+        frames: whether masks of videos' frames will go there, too.
 
     Raises:
         UserError: a name stands for nothing, two files' results would go to one place, or a file would be overwritten.
@@ -59,7 +60,7 @@ def find_media(names: Sequence[str | Path], out: Path) -> list[Medium]:
     for name in names:
         for path, inside in _expanded(str(name), out):
             media.setdefault(path.resolve(), Medium(path, out / inside.with_suffix("")))
-    _check_results(list(media.values()), out)
+    _check_results(list(media.values()), out, frames)
     return list(media.values())
 
 
@@ -115,7 +116,7 @@ def _lies_in(path: Path, folder: Path) -> bool:
     return path.resolve().is_relative_to(folder.resolve())
 
 
-def _check_results(media: Sequence[Medium], out: Path) -> None:
+def _check_results(media: Sequence[Medium], out: Path, frames: bool) -> None:
     """Find what is wrong with the list before the model is loaded, and before a file is overwritten."""
     if not media:
         raise UserError("there is nothing to predict: what the patterns match are no files")
@@ -124,7 +125,7 @@ def _check_results(media: Sequence[Medium], out: Path) -> None:
     writers: dict[Path, Path] = {}
     inputs = {medium.path.resolve() for medium in media}
     for medium in media:
-        if medium.is_video and medium.mask.is_dir():
+        if frames and medium.is_video and medium.mask.is_dir():
             foreign = next((frame for frame in sorted(medium.mask.glob("*.png")) if not is_ours(frame)), None)
             if foreign is not None:
                 raise UserError(

@@ -94,6 +94,7 @@ def settle(
     data, steps = values["data"], values["training"]["steps"]
     foreign = has_adapter(base.model)
     given = wishes.config is not None
+    _check_overrides(wishes.overrides)
     _describe_model(values, base, new)
     data |= {
         "source": "voc" if tags_origin == "xml" else "folder", "train_split": "train", "val_split": source.compared,
@@ -150,6 +151,15 @@ def settle(
     return config, why
 
 
+def _check_overrides(overrides: Sequence[str]) -> None:
+    """Raise UserError for keys that have an option, and by which others are counted before ``--set`` is heeded."""
+    options = {"data.negatives": "--negatives", "method.untagged_absent": "--tags-complete or --tags-partial"}
+    for override in overrides:
+        option = options.get(override.partition("=")[0].strip())
+        if option is not None:
+            raise UserError(f"--set {override}: other settings depend on it; give {option} instead")
+
+
 def negatives(source: ExtensionSource, share: float) -> int:
     """How many photographs without a new class ``data.negatives`` stands for."""
     return min(round(share * len(source.tags)), len(source.without))
@@ -158,10 +168,6 @@ def negatives(source: ExtensionSource, share: float) -> int:
 def _negatives(source: ExtensionSource, share: float, wishes: Wishes, why: dict[str, str]) -> float:
     """``data.negatives``, 0 where tags are partial."""
     key = "data.negatives"
-    for override in wishes.overrides:
-        for name, option in ((key, "--negatives"), ("method.untagged_absent", "--tags-complete or --tags-partial")):
-            if override.partition("=")[0].strip() == name:
-                raise UserError(f"--set {override}: the length of the training depends on it; give {option} instead")
     if wishes.negatives is not None and not math.isfinite(wishes.negatives):
         raise UserError(f"--negatives {wishes.negatives}: must be a number, such as 99 for all that there are")
     if not wishes.tags_complete:

@@ -149,9 +149,8 @@ class ExtensionSource:
         """The data set that a photograph is in, and its id there."""
         if image_id not in self._compared:
             return self.training, image_id
-        if self.validation is None:
-            return self.training, image_id.removeprefix(self._prefix)
-        return self.validation, image_id.removeprefix(self._prefix)
+        source = self.training if self.validation is None else self.validation
+        return source, image_id.removeprefix(self._prefix)
 
 
 def label_table(theirs: Sequence[str], ours: Sequence[str], has_background: bool) -> Tensor:

@@ -328,6 +328,21 @@ def test_a_training_photograph_in_a_folder_called_val(judged: bool, tmp_path: Pa
             ExtensionSource(["dog", "cat"], training, {}, [], validation, ids, True, seed=0)
 
 
+@pytest.mark.parametrize("background", [True, False])
+def test_a_misspelt_class_of_masks_is_told(background: bool, tmp_path: Path) -> None:
+    for name in ("images/1.jpg", "masks/1.png"):
+        (tmp_path / name).parent.mkdir()
+        Image.new("L", (32, 32), 1).save(tmp_path / name)
+    (tmp_path / "classes.txt").write_text("owl\ndgo\n")
+    validation, ids = open_masked(tmp_path, "--val")
+    source = ExtensionSource(["dog", "Owl"], validation, {}, [], validation, ids, background, seed=0)
+    assert source.unknown == ("dgo",)
+    counted = "background" if background else "void"
+    assert f"these count as {counted}: dgo, and they have none of dog; check the spelling" in source.told_of_unknown()
+    known = ExtensionSource(["dgo", "owl", "cat"], validation, {}, [], validation, ids, background, seed=0)
+    assert known.unknown == () and known.told_of_unknown() is None
+
+
 @pytest.mark.parametrize("spoilt", [{"classes": 2}, {"tags": 5}, {"classes": [5]}, {"classes": []}])
 def test_a_spoilt_record_is_one_sentence(extended: Path, data: Path, tmp_path: Path, spoilt: dict[str, Any]) -> None:
     record = json.loads((extended / "extension.json").read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from fmwiss.errors import UserError
 from fmwiss.inference.media import find_media
+from fmwiss.inference.video import VideoWriter
 from fmwiss.reporting.pictures import save_png
 
 FILES = ("a.jpg", "b.PNG", "clip.mp4", "notes.txt", ".hidden.jpg", "sub/c.webp", "sub/deep/d.tiff", ".trash/e.jpg")
@@ -64,6 +66,25 @@ def test_what_was_there_is_overwritten_only_if_it_was_a_prediction(photos: Path,
     (out / "b.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"would overwrite .*b\.png"):
         find_media([photos], out)
+
+
+def test_a_video_that_was_there_is_overwritten_only_if_it_was_a_prediction(photos: Path, tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    there = tmp_path / "masks/clip_overlay.mp4"
+    there.parent.mkdir()
+    frame = Image.new("RGB", (32, 32), "red")
+    with av.open(str(there), "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=5, width=32, height=32, pix_fmt="yuv420p")
+        container.mux(stream.encode(av.VideoFrame.from_image(frame)))
+        container.mux(stream.encode())
+    with pytest.raises(UserError, match=r"would overwrite .*clip_overlay\.mp4, which is there .*; give another --out"):
+        find_media([photos], there.parent)
+    with VideoWriter(there, (32, 32), Fraction(5), Fraction(1, 5)) as ours:
+        ours.write(frame, 0)
+    find_media([photos], there.parent)
+    there.write_bytes(b"")
+    with pytest.raises(UserError, match=r"would overwrite .*clip_overlay\.mp4"):
+        find_media([photos], there.parent)
 
 
 def test_globs_files_and_a_file_named_twice(photos: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,13 @@ def test_an_encoder_that_cannot_be_dilated_is_refused() -> None:
 
 
 # -------------------------------------------------------------------------------------------- what can be wrong on disk
+
+
+def test_a_class_that_two_steps_name_is_refused(saved: Path) -> None:
+    description = json.loads((saved / "model.json").read_text())
+    description["steps"].append([description["steps"][0][0]])
+    (saved / "model.json").write_text(json.dumps(description))
+    assert re.search(r"model.json: .*the class '\w+' is learnt twice", refusal(saved))
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from fmwiss.data.tags import TagIndex
 from fmwiss.data.voc import VOCSource
 from fmwiss.errors import UserError
 from fmwiss.training.reviews import StepReviews
-from fmwiss.training.run import train
+from fmwiss.training.run import _Run, train
 
 PLUS = "cosegmentation.plus.threshold"
 
@@ -134,6 +134,36 @@ def test_what_is_wrong_is_found_before_anything_is_trained(world: World) -> None
     world.write(REVIEW, dict.fromkeys(range(len(world.ids)), "reject"))
     with pytest.raises(UserError, match="leaves none of the"):
         world.learnt(world.reviews())
+
+
+@pytest.mark.parametrize("negatives", [0, 0.5])
+def test_what_a_review_says_is_not_there_is_a_negative(
+    negatives: float, tmp_path: Path, tiny_voc: Path, experiment: dict[str, Any]
+) -> None:
+    """The photograph stays, without the tag, where a step takes photographs in that lack its classes."""
+    world = World(tmp_path / "scratch", tiny_voc, experiment)
+    (tmp_path / "run").mkdir()
+    Review({(world.ids[1], name): "absent" for name in world.new(1)}).write(tmp_path / "run" / REVIEW)
+    told = copy.deepcopy(experiment)
+    told["data"] |= {"negatives": negatives, "fraction": 1}
+    seen: dict[str, frozenset[str]] = {}
+    dataset = _Run._dataset
+
+    def watched(self: _Run, t: int, method: Any, ids: list[str], tags: dict[str, frozenset[str]]) -> Any:
+        if t == 1:
+            seen.update({i: tags[i] for i in ids})
+        return dataset(self, t, method, ids, tags)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Run, "_dataset", watched)
+        train(Config.model_validate(told), tiny_voc, None, tmp_path / "run", devices=1)
+    without = [image_id for image_id, names in seen.items() if not names]
+    assert [i for i in seen if seen[i]] == [i for i in world.ids if i != world.ids[1]]
+    if negatives == 0:
+        assert without == []
+    else:
+        assert without[0] == world.ids[1] and len(set(without)) == len(without)
+        assert len(without) == 1 + round(negatives * len(world.ids)) > 1
 
 
 def test_a_reviewed_run_is_the_one_that_better_tags_would_have_given(

@@ -184,6 +184,9 @@ def extend(
         from fmwiss.reporting.tables import settings_table
 
         _print(f"{model} + {', '.join(plan.new)} -> {out}", settings_table(table))
+        told = plan.source.told_of_unknown()
+        if told is not None:
+            _say(told)
     if dry_run:
         return
     with contextlib.redirect_stdout(sys.stderr):

@@ -80,14 +80,14 @@ class Applied:
         tags: the new classes that each of them is tagged with; never empty.
         left_out: photographs left out because a mask was rejected.
         dropped: tags dropped, of all the photographs given but those left out.
-        emptied: photographs that no tag was left of.
+        emptied: photographs that no tag was left of, in their order.
     """
 
     ids: list[str]
     tags: dict[str, frozenset[str]]
     left_out: int
     dropped: int
-    emptied: int
+    emptied: list[str]
 
 
 @dataclass
@@ -205,7 +205,8 @@ class Review:
             tags: the step's new classes that each is tagged with.
         """
         left: dict[str, frozenset[str]] = {}
-        left_out = dropped = emptied = 0
+        emptied: list[str] = []
+        left_out = dropped = 0
         for image_id in ids:
             said = {name: self.decisions.get((image_id, name)) for name in tags[image_id]}
             if "reject" in said.values():
@@ -216,7 +217,7 @@ class Review:
             if names:
                 left[image_id] = names
             else:
-                emptied += 1
+                emptied.append(image_id)
         return Applied(list(left), left, left_out, dropped, emptied)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -178,6 +179,9 @@ def evaluate_run(
     source: Source
     if (run / RECORD).is_file():
         source = judged_source(data, split, model.class_names[1:], model.has_background)
+        told = source.told_of_unknown()
+        if told is not None:
+            print(told, file=sys.stderr)
         return _evaluate_on(source, source.ids(source.compared), model, config, image)
     if options.source != "voc" and not Path(options.tags).is_file():
         options = options.model_copy(update={"tags": "masks"})

@@ -66,6 +66,7 @@ class ExtensionSource:
         self.training = training
         self.tags = dict(tags)
         self.validation = validation
+        self._has_background = has_background
         self.without = tuple(without)
         self._lists = {TRAINING: [*tags, *without]}
         self._prefix = VALIDATION_PREFIX if validation is not None else PICTURES_PREFIX
@@ -84,6 +85,26 @@ class ExtensionSource:
             shown = {list(tags)[place] for place in order[:PICTURES_SHOWN]}
             self._lists[PICTURES] = [self._prefix + image_id for image_id in tags if image_id in shown]
         self._compared = frozenset(self._lists[self.compared])
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Classes of the masks that it is judged by which are none of the model's."""
+        known = {*map(joined, self._classes)}
+        theirs = () if self.validation is None else self.validation.mask_classes
+        return tuple(name for name in theirs if joined(name) not in known)
+
+    def told_of_unknown(self) -> str | None:
+        """A sentence about :attr:`unknown`, for a misspelt class is among them; None where there are none."""
+        if self.validation is None or not self.unknown:
+            return None
+        there = {*map(joined, self.validation.mask_classes)}
+        lacking = [name for name in self._classes if joined(name) not in there]
+        also = f", and they have none of {', '.join(lacking)}" if lacking else ""
+        counted = "background" if self._has_background else "void"
+        return (
+            f"{self.validation.root}: the model does not know all classes of the masks, and these count as {counted}: "
+            f"{', '.join(self.unknown)}{also}; check the spelling if that is not meant."
+        )
 
     @property
     def root(self) -> Path:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fmwiss.errors import UserError
+from fmwiss.inference.video import is_our_video
 from fmwiss.reporting.pictures import is_ours
 
 PHOTOGRAPHS = frozenset(
@@ -137,7 +138,7 @@ def _check_results(media: Sequence[Medium], out: Path, frames: bool) -> None:
                 raise UserError(
                     f"the prediction of {medium.path} would overwrite the photograph {target}; give another --out"
                 )
-            if not medium.is_video and target.is_file() and not is_ours(target):
+            if target.is_file() and not (is_our_video if target.suffix == ".mp4" else is_ours)(target):
                 raise UserError(
                     f"the prediction of {medium.path} would overwrite {target}, which is there and which this version "
                     "of fmwiss has not written; give another --out"

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 ENCODERS = ("libx264", "libopenh264", "mpeg4")
 """The first one that PyAV was built with is used."""
 
+_SIGNATURE = "fmwiss"
+
 
 class Frame(NamedTuple):
     """One frame, upright."""
@@ -120,6 +122,7 @@ class VideoWriter:
         import av
 
         self._container: av.container.OutputContainer = av.open(str(path), "w", format="mp4")
+        self._container.metadata["comment"] = _SIGNATURE
         encoder = next(name for name in ENCODERS if name in av.codecs_available)
         options = {"crf": "20", "preset": "fast"} if encoder == "libx264" else {}
         stream: Any = self._container.add_stream(encoder, rate=rate, options=options)
@@ -160,6 +163,17 @@ class VideoWriter:
             self.close()
         else:
             self._container.close()
+
+
+def is_our_video(path: Path) -> bool:
+    """Whether a file is a video of :class:`VideoWriter`'s; without PyAV, which writes them, it is none."""
+    try:
+        import av
+
+        with av.open(str(path)) as container:
+            return container.metadata.get("comment") == _SIGNATURE
+    except (ImportError, OSError, ValueError):
+        return False
 
 
 def require_video(path: Path) -> None:

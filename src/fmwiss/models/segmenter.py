@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, PositiveInt, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3Decoder
@@ -26,6 +26,14 @@ from fmwiss.models import wide_resnet  # noqa: F401  # makes its models known to
 from fmwiss.models.classifier import IncrementalClassifier
 
 
+def _each_once(steps: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
+    names = [name for step in steps for name in step]
+    twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
+    if twice is not None:
+        raise ValueError(f"the class {twice!r} is learnt twice")
+    return steps
+
+
 @dataclass(frozen=True)
 class Architecture:
     """All that is needed to build a segmenter again; stored beside its weights as ``model.json``."""
@@ -35,8 +43,8 @@ class Architecture:
     decoder_channels: PositiveInt
     atrous_rates: tuple[PositiveInt, ...]
     dropout: Annotated[float, Field(ge=0, le=1)]
-    steps: Annotated[tuple[tuple[str, ...], ...], Field(min_length=1)]
-    """Class names by step, without the background."""
+    steps: Annotated[tuple[tuple[str, ...], ...], Field(min_length=1), AfterValidator(_each_once)]
+    """Class names by step, each once, without the background."""
     resize: PositiveInt | None
     """Working size: shorter side in pixels that photographs are scaled to; None keeps their own size."""
 

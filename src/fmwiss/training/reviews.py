@@ -102,6 +102,10 @@ class StepReviews:
             raise UserError(f"{self.run / f'step{t}' / REVIEW}: leaves none of the {len(ids)} photographs of step {t}")
         return applied.ids, TagIndex({i: (tags[i] - new) | applied.tags[i] for i in applied.ids})
 
+    def emptied(self, t: int) -> list[str]:
+        """Photographs that the step's review, once applied, has taken the last new class from."""
+        return self._applied[t].emptied if t in self._applied else []
+
     def cosegmentation(self) -> CosegmentationConfig:
         """Section ``cosegmentation``, with the threshold that the present step's review sets."""
         threshold = next(iter(self._now.thresholds.values()), None) if self._now is not None else None
@@ -114,13 +118,13 @@ class StepReviews:
             return {}
         applied = self._applied[t]
         thresholds = {at.key: at.value for at in self._now.thresholds.values()}
-        counts = {"left_out": applied.left_out, "dropped_tags": applied.dropped, "emptied": applied.emptied}
+        counts = {"left_out": applied.left_out, "dropped_tags": applied.dropped, "emptied": len(applied.emptied)}
         return {"review": {**counts, **thresholds}}
 
     def _told(self, t: int, applied: Applied) -> str:
         parts = [f"leaves out {_count(applied.left_out, 'photograph')}", f"drops {_count(applied.dropped, 'tag')}"]
         if applied.emptied:
-            parts.append(f"so takes the last tag from {_count(applied.emptied, 'photograph')}")
+            parts.append(f"so takes the last tag from {_count(len(applied.emptied), 'photograph')}")
         assert self._now is not None
         parts += [f"sets {at.key} = {at.value:g}" for at in self._now.thresholds.values()]
         text = f"step {t}: the review {', '.join(parts)}; {_count(len(applied.ids), 'photograph')} are learnt from."

@@ -277,9 +277,12 @@ class _Run:
         if t > 0:
             chosen = share(chosen, self.config.data.fraction, training.seed)
             negatives = self._negatives(t, tags, ids, len(chosen))
-            without = {image_id: tags[image_id] for image_id in negatives}
-            chosen, tags = self._reviewed(t, chosen, tags)
-            chosen, tags = [*chosen, *negatives], TagIndex({**tags, **without})
+            reviewed, left = self._reviewed(t, chosen, tags)
+            if self.config.data.negatives:
+                negatives = [*self.reviews.emptied(t), *negatives]
+            new = frozenset(self.protocol.new(t))
+            without = {image_id: tags[image_id] - new for image_id in negatives}
+            chosen, tags = [*reviewed, *negatives], TagIndex({**left, **without})
         seed_everything = keyed_generator(training.seed, "step", t)
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=seed_everything)))
         method = self._base_method(options) if t == 0 else self._method(t, options)

@@ -18,6 +18,8 @@ from fmwiss.files import write_atomically
 WIDTH, HEIGHT = 7.0, 3.6  # inches a panel
 _COLUMNS = 2
 _DIAGNOSTIC = "true masks"
+_LONG_TITLE = 30
+"""Letters of a title that leaves no room for the legend beside it."""
 
 
 def write_figure(tables: Sequence[Table], title: str, path: Path) -> None:
@@ -83,8 +85,8 @@ def _bars(axes: Any, table: Table) -> None:
     axes.set_xlim(-0.6, len(labels) - 0.4)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("mIoU, per cent")
-    axes.set_title(table.name, loc="left")
-    # above the panel, beside its title, where no bar can be
+    # above the panel, beside its title, where no bar can be; over a long title's end it would lie
+    axes.set_title(table.name, loc="left", pad=20 if len(table.name) > _LONG_TITLE else None)
     axes.legend(frameon=False, fontsize="small", ncols=5, loc="lower right", bbox_to_anchor=(1, 1), columnspacing=1)
 
 

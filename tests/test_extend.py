@@ -566,7 +566,9 @@ def test_an_extension_is_judged_by_masks_of_other_classes(
     names = (folder / "classes.txt").read_text().splitlines()
     (folder / "classes.txt").write_text("\n".join("hound" if name == "dog" else name for name in names))
     assert run(["evaluate", str(extended), "--data", str(folder), "--json"]) == 0
-    figures = json.loads(capsys.readouterr().out)
+    told = capsys.readouterr()
+    assert re.search(r"these count as background: .*hound.*, and they have none of dog; check the spelling", told.err)
+    figures = json.loads(told.out)
     assert figures["images"] == 4 and set(figures["iou"]) == {"background", "cat", "dog", "sheep"}
     model = load_segmenter(extended)
     inside = joint = 0

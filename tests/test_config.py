@@ -94,6 +94,11 @@ def test_the_full_size_experiment_has_the_papers_settings() -> None:
     assert masks.vision_language.model == "ViT-B-16-quickgelu"
     assert masks.self_supervised.model == "vit_large_patch16_224"
     assert (config.data.crop_size, config.data.scale, config.evaluation.image) == (512, (0.5, 2.0), "center-crop")
+    wilson, coco = (load_config(CONFIGS / name) for name in ("voc/15-5-overlap/wilson.yaml", "coco-to-voc/wilson.yaml"))
+    for one in (config, wilson, coco, load_config(CONFIGS / "voc/15-5-overlap/mib.yaml")):  # as WILSON's code
+        assert one.data.crop == "resized" and one.training.sync_batch_norm == "auto"
+        assert one.training.step0.nesterov and one.training.steps.nesterov
+    assert [one.training.steps.constant_epochs for one in (config, wilson, coco)] == [0, 5, 5]
 
 
 @pytest.mark.parametrize(
@@ -121,6 +126,11 @@ def test_the_full_size_experiment_has_the_papers_settings() -> None:
         ("protocol.steps=7", "protocol.steps is 7 but must be 15-5, 10-10 or a list of names for each step"),
         ("training=3", "training is 3 but must be a mapping"),
         ("training.seed.deeper=3", "training.seed is {'deeper': 3} but must be an integer"),
+        ("data.crop=square", "data.crop is square but must be 'window' or 'resized'"),
+        ("training.steps={nesterov: true, optimizer: adamw}", "training.steps.nesterov is True but must be false unless"),
+        ("training.step0={nesterov: true, momentum: 0}", "optimizer is sgd and momentum is above 0"),
+        ("training.steps.constant_epochs=40", "constant_epochs is 40 but must be less than epochs, which is 40"),
+        ("training.sync_batch_norm=perhaps", "training.sync_batch_norm is perhaps but must be true or false or 'auto'"),
         ("data.crop_size={", "the value is not valid YAML in line 1"),
         ("training.step0={epochs: 2, epochs: 3}", "key epochs stands twice"),
         ("training.seed", "must be path.to.key=value"),
@@ -290,7 +300,10 @@ def test_methods_of_one_protocol_share_everything_that_a_base_depends_on() -> No
 
 def test_bases_of_earlier_versions_are_found() -> None:
     """Keys that they did not have are not among the settings at the values that they stood for."""
-    later = ("training.step0.loss", "training.step0.accumulate", "training.sync_batch_norm")
+    later = (
+        "data.crop", "training.step0.loss", "training.step0.accumulate", "training.step0.nesterov",
+        "training.step0.constant_epochs", "training.sync_batch_norm",
+    )  # fmt: skip
     assert not base_settings(Config(), VOC_CLASSES).keys() & set(later)
 
 
@@ -312,6 +325,11 @@ def test_bases_of_earlier_versions_are_found() -> None:
         ("training.compile=true", True),
         ("training.activation_checkpointing=true", True),
         ("data.flip=0", False),
+        ("data.crop=resized", False),
+        ("training.step0.nesterov=true", False),
+        ("training.steps.nesterov=true", True),
+        ("training.step0.constant_epochs=2", False),
+        ("training.steps.constant_epochs=2", True),
         ("protocol.setting=disjoint", False),
     ],
 )

@@ -9,13 +9,14 @@ key. The fields' descriptions are the reference documentation.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from fmwiss.errors import UserError
 
@@ -79,7 +80,15 @@ class DataConfig(_Section):
         None, description="working size: every photograph is first scaled so that its shorter side has this many "
         "pixels, in training and in evaluation; null keeps the photograph's own size"
     )
-    scale: tuple[float, float] = Field((0.5, 2.0), description="range of the random scale, applied on top of resize")
+    crop: Literal["window", "resized"] = Field(
+        "window", description="a training crop is a square window of the photograph, which is padded where the "
+        "photograph ends, or a rectangle within the photograph that is stretched to a square (WILSON, and torchvision's "
+        "RandomResizedCrop), for which resize does not count"
+    )
+    scale: tuple[float, float] = Field(
+        (0.5, 2.0), description="range of the random scale of the photograph's sides, applied on top of resize; of "
+        "resized crops the range of the rectangle's area over the photograph's, where what is above 1 never fits"
+    )
     flip: Probability = Field(0.5, description="probability of a horizontal flip")
     fraction: float = Field(
         1.0, gt=0.0, le=1.0, description="share of the photographs that the steps after 0 use (Table 10)"
@@ -138,11 +147,30 @@ class OptimizationConfig(_Section):
     learning_rate: float = Field(1e-3, gt=0, description="rate of the encoder at the first iteration")
     head_rate: float = Field(10.0, gt=0, description="rate of decoder, classifiers and teacher, as a multiple")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum, AdamW's first beta")
+    nesterov: bool = Field(False, description="SGD's momentum is Nesterov's; AdamW has none")
     weight_decay: float = Field(1e-4, ge=0, description="added to the gradient by SGD, decoupled from it by AdamW")
     poly_power: float = Field(0.9, ge=0, description="rate x (1 - iteration / iterations) ** poly_power")
+    constant_epochs: int = Field(
+        0, ge=0, description="of the epochs, the first ones, whose rate is the first iteration's; then it drops to what "
+        "poly_power says of the iteration (WILSON: localizer_epochs)"
+    )
     freeze_batch_norm: bool = Field(
         False, description="keep the encoder's and decoder's batch norm statistics as the step found them"
     )
+
+    @field_validator("nesterov")
+    @classmethod
+    def _has_momentum(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and (info.data.get("optimizer") == "adamw" or info.data.get("momentum") == 0):
+            raise ValueError("must be false unless optimizer is sgd and momentum is above 0")
+        return value
+
+    @field_validator("constant_epochs")
+    @classmethod
+    def _leaves_some(cls, value: int, info: ValidationInfo) -> int:
+        if value >= info.data.get("epochs", math.inf):
+            raise ValueError(f"must be less than epochs, which is {info.data['epochs']}")
+        return value
 
 
 class BaseOptimizationConfig(OptimizationConfig):
@@ -167,8 +195,9 @@ class TrainingConfig(_Section):
     gradient_clip: float | None = Field(None, gt=0, description="largest norm of the gradient; null does not clip")
     validate_every: int = Field(0, ge=0, description="epochs between validations on val_split; 0: only after the last")
     checkpoint_every: PositiveInt = Field(200, description="iterations between checkpoints (and at every epoch's end)")
-    sync_batch_norm: bool = Field(
-        False, description="batch norm takes its statistics over all processes (on CUDA alone) in place of each one's"
+    sync_batch_norm: bool | Literal["auto"] = Field(
+        "auto", description="batch norm takes its statistics over all processes in place of each one's, which torch can "
+        "on CUDA alone; auto: where it can"
     )
     compile: bool = Field(False, description="encoders, decoders and teachers go through torch.compile")
     activation_checkpointing: bool = Field(
@@ -405,6 +434,10 @@ class OfflineConfig(_Section):
     flip: bool = Field(True, description="its mirror images are looked at too")
     segmentation_reduction: Literal["sum-classes", "mean"] = Field(
         "sum-classes", description="the student's loss is summed over classes (WILSON's published code) or averaged"
+    )
+    gate: Literal["none", "exact"] = Field(
+        "none", description="photographs that count for the student: all (WILSON's published code, of masks that are "
+        "made before), or those whose crop's masks are of exactly the tagged new classes (as of WILSON's localizer)"
     )
     untagged_absent: bool = Field(True, description="new classes without a tag count as absent from the photograph")
     loss_stride: PositiveInt = Field(

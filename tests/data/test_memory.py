@@ -1,7 +1,10 @@
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from torch import Tensor
 
 from fmwiss.data.memory import CopyPaste, MemoryBank
@@ -43,7 +46,7 @@ def same(bank: MemoryBank, other: MemoryBank) -> bool:
         and all(
             torch.equal(a.region(), b.region())
             and torch.equal(a.image(), b.image())
-            and a.shorter_side == b.shorter_side
+            and (a.shorter_side, a.longer_side) == (b.shorter_side, b.longer_side)
             for a, b in zip(bank[name], other[name], strict=True)
         )
         for name in bank.classes
@@ -192,6 +195,32 @@ def test_random_scale_is_that_of_the_crops():
     assert 10 <= min(heights) <= 12 and 38 <= max(heights) <= 40
     own_size = CopyPaste(rectangle(), {"boat": 1}, 1.0, (1.0, 1.0), None, seed=0)
     assert [int(result[1].any(dim=1).sum()) for result in paste(own_size, 128, 1) if result] == [40]
+
+
+def test_in_resized_crops_the_scale_is_that_of_the_area():
+    """A share a of 100 x 200 becomes 128 x 128, so that 40 rows become 40 x 128 / sqrt(20000 a)."""
+
+    def heights(*scale: float) -> list[int]:
+        copy_paste = CopyPaste(rectangle(), {"boat": 1}, 1.0, scale, 50, seed=0, crop="resized")
+        return [int(result[1].any(dim=1).sum()) for result in paste(copy_paste, 128, 100) if result]
+
+    assert set(heights(1.0, 1.0)) == {36} == set(heights(1.5, 2.0))
+    assert set(heights(0.25, 0.25)) == {72}
+    drawn = heights(0.25, 1.0)
+    assert 36 <= min(drawn) <= 38 and 62 <= max(drawn) <= 72
+
+
+def test_a_bank_of_an_earlier_version_is_read(tmp_path: Path):
+    """It does not tell the longer side of its photographs."""
+    rectangle().save(tmp_path / "bank.safetensors")
+    with safe_open(tmp_path / "bank.safetensors", framework="numpy") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}
+        metadata = file.metadata()
+    rows = [row[:4] for row in json.loads(metadata["instances"])]
+    save_file(arrays, tmp_path / "old.safetensors", {**metadata, "instances": json.dumps(rows)})
+    old, bank = MemoryBank.load(tmp_path / "old.safetensors"), rectangle()
+    assert old.classes == bank.classes and {len(row) for row in rows} == {4}
+    assert [(i.shorter_side, i.longer_side) for i in (bank["boat"][0], old["boat"][0])] == [(100, 200), (100, 0)]
 
 
 def test_an_instance_larger_than_the_crop_is_seen_in_part():

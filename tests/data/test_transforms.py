@@ -1,9 +1,10 @@
 import pytest
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import RandomResizedCrop
 
 from fmwiss.data.randomness import keyed_generator
-from fmwiss.data.transforms import JointTransform, working_size
+from fmwiss.data.transforms import JointTransform, draw_rectangle, working_size
 
 VOID = 255
 
@@ -128,3 +129,53 @@ def test_working_size():
     assert working_size(375, 500, 192) == (192, 256)
     assert working_size(500, 333, 192) == (288, 192)
     assert working_size(10, 10, 7) == (7, 7)
+
+
+# ------------------------------------------------------------------------------------------------------ resized crops
+
+
+@pytest.mark.parametrize(("height", "width"), [(90, 120), (131, 77), (200, 250), (40, 200)])
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_a_resized_crop_is_a_stretched_rectangle_of_the_photograph(height: int, width: int, flip: float):
+    image, mask = ramp(height, width)
+    for draw in range(40):
+        transform = JointTransform(64, 7, (0.5, 2.0), flip, "resized")
+        out, masks, valid = crop(transform, image, draw, mask=mask, coarse=torch.arange(100).view(10, 10))
+        assert valid.all() and out.shape == (3, 64, 64)
+        columns, rows = masks["mask"].long()
+        # every pixel shows the same rectangle: rows depend on the row alone, columns on the column
+        assert (rows == rows[:, :1]).all() and (columns == columns[:1]).all()
+        inner = out[:2] * 255
+        inside = (inner > 4).all(0) & (inner < torch.tensor([width, height])[:, None, None] - 5).all(0)
+        assert (masks["mask"] - inner)[:, inside].abs().max() < 2.1
+        seen = (rows.max() - rows.min() + 1).item(), (columns.max() - columns.min() + 1).item()
+        if height < 2 * width < 4 * height:  # else no such rectangle fits, and the middle is taken
+            assert seen[0] * seen[1] >= 0.45 * height * width
+        assert 0.7 <= seen[1] / seen[0] <= 1.42
+        assert (columns[0, 0] > columns[0, -1]) == (flip == 1.0)
+        for cells, places, extent in ((masks["coarse"] // 10, rows, height), (masks["coarse"] % 10, columns, width)):
+            assert (cells * extent <= (places + 1) * 10).all() and ((cells + 1) * extent >= places * 10).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(90, 120), (375, 500), (500, 200), (120, 500), (64, 64), (3, 1)])
+def test_what_does_not_fit_is_the_middle_as_in_torchvision(height: int, width: int):
+    theirs = RandomResizedCrop(8, (1.5, 2.0)).make_params([torch.zeros(3, height, width)])
+    ours = draw_rectangle(height, width, (1.5, 2.0), keyed_generator(0))
+    assert ours == (theirs["top"], theirs["left"], theirs["height"], theirs["width"])
+
+
+@pytest.mark.parametrize("scale", [(0.08, 1.0), (0.5, 2.0)])
+def test_rectangles_are_drawn_as_in_torchvision(scale: tuple[float, float]):
+    height, width, n = 60, 80, 4000
+    generator = keyed_generator(1)
+    ours = torch.tensor([draw_rectangle(height, width, scale, generator) for _ in range(n)])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transform, image = RandomResizedCrop(8, scale), torch.zeros(3, height, width)
+        drawn = [transform.make_params([image]) for _ in range(n)]
+    theirs = torch.tensor([[one[key] for key in ("top", "left", "height", "width")] for one in drawn])
+    assert (ours >= 0).all() and (ours[:, 0] + ours[:, 2] <= height).all() and (ours[:, 1] + ours[:, 3] <= width).all()
+    assert {0, height - int(ours[:, 2].min())} & set(ours[:, 0].tolist())
+    for power in (1, 2):
+        a, b = (x.double().pow(power).mean(0) for x in (ours, theirs))
+        assert torch.allclose(a, b, rtol=0.06), (power, a, b)

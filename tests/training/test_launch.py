@@ -84,7 +84,8 @@ def test_what_a_cpu_cannot_do_is_told() -> None:
     with pytest.raises(UserError, match=r"^--precision 16-mixed: .* needs a GPU, .* use bf16-mixed or 32-true$"):
         build_fabric(1, "16-mixed")
     fabric = build_fabric(1, "32-true")
-    check_hardware(fabric, TrainingConfig())
+    for value in ("auto", False):
+        check_hardware(fabric, TrainingConfig(sync_batch_norm=value))
     with pytest.raises(UserError, match=r"^training.sync_batch_norm: .* CUDA alone, and this run computes on a CPU"):
         check_hardware(fabric, TrainingConfig(sync_batch_norm=True))
     with pytest.raises(UserError, match=r"training.compile and training.activation_checkpointing exclude each other"):

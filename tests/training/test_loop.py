@@ -207,10 +207,11 @@ def test_a_single_photograph_at_a_time_is_refused(
         make_loop(tmp_path, options=options).run(method, dataset, images)
 
 
-@pytest.mark.parametrize("kind", ["sgd", "adamw"])
-def test_optimizers_update_as_written_by_hand(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "nesterov"), [("sgd", False), ("sgd", True), ("adamw", False)])
+def test_optimizers_update_as_written_by_hand(kind: str, nesterov: bool) -> None:
     """Of two layers in one group the second gets its first gradient later, as the student after the warm-up."""
-    options = OptimizationConfig.model_validate({"optimizer": kind, "momentum": 0.8, "weight_decay": 0.1})
+    values = {"optimizer": kind, "nesterov": nesterov, "momentum": 0.8, "weight_decay": 0.1}
+    options = OptimizationConfig.model_validate(values)
     torch.manual_seed(0)
     layers = [torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last) for _ in range(2)]  # type: ignore[call-overload]
     optimizer = build_optimizer(options, [{"params": [layer.weight for layer in layers], "lr": 0.05}])
@@ -229,8 +230,9 @@ def test_optimizers_update_as_written_by_hand(kind: str) -> None:
             assert layer.weight.grad is not None
             gradient, weight, (first, second) = layer.weight.grad.double(), weights[number], moments[number]
             if kind == "sgd":
-                first = (0.8 if turn > 1 else 0) * first + gradient + 0.1 * weight
-                weights[number] = weight - 0.05 * first
+                decayed = gradient + 0.1 * weight
+                first = (0.8 if turn > 1 else 0) * first + decayed
+                weights[number] = weight - 0.05 * (decayed + 0.8 * first if nesterov else first)
             else:
                 first, second = 0.8 * first + 0.2 * gradient, 0.999 * second + 0.001 * gradient.square()
                 spread = (second / (1 - 0.999**turn)).sqrt() + 1e-8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torchvision.transforms.v2 import functional as F
 
 from fmwiss.data.randomness import keyed_generator
 from fmwiss.data.source import Source
+from fmwiss.data.transforms import Crop
 from fmwiss.errors import UserError
 from fmwiss.files import write_atomically
 
@@ -45,6 +47,7 @@ class Instance:
         height: of the crop.
         width: of the crop.
         shorter_side: of the photograph, in pixels: what the crop's size is relative to.
+        longer_side: of the photograph; 0 of the files of earlier versions, whose runs' crops were windows.
     """
 
     # Arrays, not tensors: loader processes that are not forked would get each tensor by a file descriptor of its own.
@@ -53,6 +56,7 @@ class Instance:
     height: int
     width: int
     shorter_side: int
+    longer_side: int = 0
 
     def image(self) -> Tensor:
         """The crop as uint8 RGB ``(3, height, width)``."""
@@ -116,6 +120,7 @@ class MemoryBank:
             height=bottom - top,
             width=right - left,
             shorter_side=min(image.shape[-2:]),
+            longer_side=max(image.shape[-2:]),
         )
         self._archives.setdefault(name, []).append(instance)
         return True
@@ -177,11 +182,12 @@ class MemoryBank:
     def save(self, path: Path) -> None:
         """Write the bank to one safetensors file, at once or not at all."""
         arrays: dict[str, NDArray[np.uint8]] = {}
-        rows: list[tuple[str, int, int, int]] = []
+        rows: list[tuple[str, int, int, int, int]] = []
         for name, archive in self._archives.items():
             for instance in archive:
                 arrays[f"{len(rows)}.jpeg"], arrays[f"{len(rows)}.bits"] = instance.jpeg, instance.bits
-                rows.append((name, instance.height, instance.width, instance.shorter_side))
+                sides = instance.shorter_side, instance.longer_side
+                rows.append((name, instance.height, instance.width, *sides))
         metadata = {"instances": json.dumps(rows), "made_with": json.dumps(self.made_with)}
         write_atomically(path, lambda temporary: save_file(arrays, temporary, metadata))
 
@@ -196,9 +202,9 @@ class MemoryBank:
         try:
             with safe_open(path, framework="numpy") as file:
                 bank.made_with = json.loads(file.metadata().get("made_with", "null"))
-                for index, (name, height, width, shorter_side) in enumerate(json.loads(file.metadata()["instances"])):
+                for index, (name, *sizes) in enumerate(json.loads(file.metadata()["instances"])):
                     jpeg, bits = file.get_tensor(f"{index}.jpeg"), file.get_tensor(f"{index}.bits")
-                    instance = Instance(jpeg, bits, height, width, shorter_side)
+                    instance = Instance(jpeg, bits, *sizes)
                     bank._archives.setdefault(name, []).append(instance)
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise UserError(f"the memory bank {path} is missing or unreadable; train step 0 again") from error
@@ -218,6 +224,8 @@ class CopyPaste:
         scale: range of the random scale, that of the crops.
         resize: working size of photographs, that of the crops; None keeps their own.
         seed: the run's seed.
+        crop: what the crops are (:class:`~fmwiss.data.transforms.JointTransform`). In resized ones an instance is as
+            large as in one of its own photograph, but keeps its proportions.
     """
 
     def __init__(
@@ -228,12 +236,14 @@ class CopyPaste:
         scale: tuple[float, float],
         resize: int | None,
         seed: int,
+        crop: Crop = "window",
     ) -> None:
         self.archives = [(label, bank[name]) for name, label in labels.items() if bank[name]]
         self.probability = probability
         self.scale = scale
         self.resize = resize
         self.seed = seed
+        self.crop = crop
 
     def __call__(self, image: Tensor, image_id: str, epoch: int) -> tuple[Tensor, Tensor, int] | None:
         """Paste into one crop.
@@ -251,7 +261,8 @@ class CopyPaste:
         if draws[0] >= self.probability or not self.archives:
             return None
         label, archive = self.archives[_pick(draws[1], len(self.archives))]
-        pixels, region = self._scaled(archive[_pick(draws[2], len(archive))], draws[3])
+        instance = archive[_pick(draws[2], len(archive))]
+        pixels, region = _enlarged(instance, self._factor(instance, draws[3], image.shape[-1]))
         if draws[4] < FLIP:
             pixels, region = pixels.flip(-1), region.flip(-1)
 
@@ -266,15 +277,20 @@ class CopyPaste:
         out[:, rows, columns] = torch.where(seen, pixels[:, seen_rows, seen_columns], out[:, rows, columns])
         return out, pasted, label
 
-    def _scaled(self, instance: Instance, draw: float) -> tuple[Tensor, Tensor]:
-        """Float pixels and region of an instance as large as it would be in a crop of its own photograph."""
-        factor = self.scale[0] + draw * (self.scale[1] - self.scale[0])
-        if self.resize is not None:
-            factor *= self.resize / instance.shorter_side
-        size = [max(1, round(instance.height * factor)), max(1, round(instance.width * factor))]
-        pixels = F.to_dtype(F.resize(instance.image(), size), torch.float32, scale=True)
-        region = F.resize(instance.region()[None], size, InterpolationMode.NEAREST_EXACT)[0]
-        return pixels, region
+    def _factor(self, instance: Instance, draw: float, crop_size: int) -> float:
+        """Size in a crop of its own photograph, over the size in the photograph."""
+        drawn = self.scale[0] + draw * (self.scale[1] - self.scale[0])
+        if self.crop == "resized":
+            return crop_size / math.sqrt(min(drawn, 1.0) * instance.shorter_side * instance.longer_side)
+        return drawn if self.resize is None else drawn * self.resize / instance.shorter_side
+
+
+def _enlarged(instance: Instance, factor: float) -> tuple[Tensor, Tensor]:
+    """Float pixels and region of an instance ``factor`` times as large."""
+    size = [max(1, round(instance.height * factor)), max(1, round(instance.width * factor))]
+    pixels = F.to_dtype(F.resize(instance.image(), size), torch.float32, scale=True)
+    region = F.resize(instance.region()[None], size, InterpolationMode.NEAREST_EXACT)[0]
+    return pixels, region
 
 
 def _large_enough(area: int, mask: Tensor, min_area: float) -> bool:

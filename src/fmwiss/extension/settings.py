@@ -218,6 +218,7 @@ def _beginning(base: Base, wishes: Wishes, why: dict[str, str]) -> dict[str, Any
         raise UserError("method.name is finetuning, which needs a background, and the model has none; give fmwiss")
     if values["method"]["name"] != name:
         values["method"] = Config.model_validate({"method": {"name": name}}).method.model_dump(mode="json")
+        values["training"]["steps"]["constant_epochs"] = 0  # the other method's
     return values
 
 

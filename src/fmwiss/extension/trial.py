@@ -102,7 +102,7 @@ def try_out(
     """
     ids = list(tags)
     options = config.data
-    transform = JointTransform(options.crop_size, options.resize, options.scale, options.flip)
+    transform = JointTransform(options.crop_size, options.resize, options.scale, options.flip, options.crop)
     seed = config.training.seed
     dataset = WeakDataset(source, ids, tags, new, transform, seed, HalfMasks(), None)
     draws = torch.get_rng_state()

@@ -10,7 +10,7 @@ from fmwiss.data.protocols import Protocol
 
 _KEYS = (
     "protocol.setting",
-    *(f"data.{key}" for key in ("source", "train_split", "tags", "crop_size", "resize", "scale", "flip")),
+    *(f"data.{key}" for key in ("source", "train_split", "tags", "crop_size", "resize", "crop", "scale", "flip")),
     "segmenter.",
     "training.step0.",
     "training.seed",
@@ -19,7 +19,14 @@ _KEYS = (
 )
 """Keys, or beginnings of keys, that step 0's model depends on, beside its classes."""
 
-_ADDED = {"training.step0.loss": "bce", "training.step0.accumulate": 1, "training.sync_batch_norm": False}
+_ADDED = {
+    "data.crop": "window",
+    "training.step0.loss": "bce",
+    "training.step0.accumulate": 1,
+    "training.step0.nesterov": False,
+    "training.step0.constant_epochs": 0,
+    "training.sync_batch_norm": "auto",
+}
 """Keys that earlier versions did not have, with the value at which a base is the one that those trained."""
 
 

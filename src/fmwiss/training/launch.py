@@ -104,10 +104,10 @@ def check_hardware(fabric: Fabric, options: TrainingConfig) -> None:
             "training.compile and training.activation_checkpointing exclude each other, as the compiler decides itself "
             "what it computes again; set one of them"
         )
-    if options.sync_batch_norm and fabric.device.type != "cuda":
+    if options.sync_batch_norm is True and fabric.device.type != "cuda":
         raise UserError(
             f"training.sync_batch_norm: torch has synchronised batch norm for CUDA alone, and this run computes on a "
-            f"{fabric.device.type.upper()}; set it to false"
+            f"{fabric.device.type.upper()}; set it to auto or false"
         )
 
 

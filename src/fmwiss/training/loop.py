@@ -115,6 +115,7 @@ class Loop:
             )
         per_epoch = sampler.iterations_per_epoch
         warmup, total = method.warmup_epochs * per_epoch, (method.warmup_epochs + options.epochs) * per_epoch
+        constant = options.constant_epochs * per_epoch
         loader = DataLoader(
             dataset,
             batch_sampler=sampler,
@@ -130,7 +131,7 @@ class Loop:
             if iteration % per_epoch == 0:
                 method.start_epoch(iteration // per_epoch)
             batch: Batch = loaded.to(fabric.device)
-            factor = poly_factor(iteration, warmup, total, options.poly_power)
+            factor = poly_factor(iteration, warmup, total, options.poly_power, constant)
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * factor
             draws = keyed_generator(self.seed, "iteration", self.step, iteration, fabric.global_rank)
@@ -192,7 +193,9 @@ def build_optimizer(
     if options.optimizer == "adamw":
         betas = (options.momentum, 0.999)
         return torch.optim.AdamW(groups, betas=betas, weight_decay=options.weight_decay, fused=fused)
-    return torch.optim.SGD(groups, momentum=options.momentum, weight_decay=options.weight_decay, foreach=True)
+    return torch.optim.SGD(
+        groups, momentum=options.momentum, weight_decay=options.weight_decay, nesterov=options.nesterov, foreach=True
+    )
 
 
 class _Log:

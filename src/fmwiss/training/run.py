@@ -170,7 +170,7 @@ class _Run:
         check_methods(self.config)
         if isinstance(self.config.method, RECALLConfig) and self.config.method.replay is not None:
             ReplayFolder(self.config.method.replay, self.protocol.old(len(self.protocol.steps) - 1))
-        self.transform = JointTransform(options.crop_size, options.resize, options.scale, options.flip)
+        self.transform = JointTransform(options.crop_size, options.resize, options.scale, options.flip, options.crop)
         self._seconds_before = 0.0
         """What processes that were interrupted spent on the present step's locator."""
         self.reviews = StepReviews(self.folder, self.review, self.config, self.protocol, self.source)
@@ -323,7 +323,9 @@ class _Run:
         return result
 
     def _loop(self, t: int, options: OptimizationConfig, folder: Path, description: str, **validation: Any) -> Loop:
-        training = self.config.training
+        training, synchronised = self.config.training, self.config.training.sync_batch_norm
+        if synchronised == "auto":
+            synchronised = self.fabric.device.type == "cuda"
         return Loop(
             fabric=self.fabric,
             options=options,
@@ -334,7 +336,7 @@ class _Run:
             checkpoint_every=training.checkpoint_every,
             gradient_clip=training.gradient_clip,
             description=description,
-            sync_batch_norm=training.sync_batch_norm,
+            sync_batch_norm=synchronised,
             compile=training.compile,
             activation_checkpointing=training.activation_checkpointing,
             **validation,
@@ -684,7 +686,8 @@ class _Run:
             )
         labels = {name: label for label, name in enumerate(self.protocol.old(t), start=1)}
         bank = MemoryBank.load(path)
-        return CopyPaste(bank, labels, options.probability, data.scale, data.resize, self.config.training.seed)
+        seed = self.config.training.seed
+        return CopyPaste(bank, labels, options.probability, data.scale, data.resize, seed, data.crop)
 
     def _keep_memory(
         self, t: int, method: Method, ids: list[str], tags: Mapping[str, frozenset[str]]

@@ -57,11 +57,18 @@ def batch() -> Batch:
 
 
 @pytest.mark.parametrize("untagged_absent", [True, False])
-@pytest.mark.parametrize(("stride", "reduction"), [(1, "sum-classes"), (4, "mean")])
-def test_loss_agrees_with_a_loop_over_pixels(untagged_absent: bool, stride: int, reduction: str, batch: Batch) -> None:
+@pytest.mark.parametrize(
+    ("stride", "reduction", "gate"), [(1, "sum-classes", "none"), (4, "mean", "none"), (4, "mean", "exact")]
+)
+def test_loss_agrees_with_a_loop_over_pixels(
+    untagged_absent: bool, stride: int, reduction: str, gate: str, batch: Batch
+) -> None:
+    """The gate leaves the second photograph out, as its first class is tagged and has no mask but beyond it."""
     options = {"loss_stride": stride, "segmentation_reduction": reduction, "untagged_absent": untagged_absent}
-    method = make_method(**options)
+    method = make_method(**options, gate=gate)
     assert batch.pseudo is not None and batch.tags is not None
+    batch.pseudo[1, 0] &= ~batch.valid[1]
+    assert batch.pseudo[1, 0].any()
     cells = SIZE // stride
     with torch.no_grad():
         size = (cells, cells)
@@ -70,7 +77,7 @@ def test_loss_agrees_with_a_loop_over_pixels(untagged_absent: bool, stride: int,
     terms = []
     for b, y, x, c in itertools.product(range(2), range(cells), range(cells), range(N_OLD + N_NEW)):
         row, column = (int((place + 0.5) * stride) for place in (y, x))
-        if not batch.valid[b, row, column]:
+        if not batch.valid[b, row, column] or (gate == "exact" and b == 1):
             continue
         here = [bool(batch.pseudo[b, j, row, column]) for j in range(N_NEW)]
         if c >= N_OLD:

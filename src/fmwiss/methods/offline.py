@@ -174,7 +174,12 @@ class Offline(Method):
     def _counted(self, batch: Batch, tags: Tensor) -> tuple[Tensor, Tensor]:
         """Which pixels are valid, ``(B, 1, H, W)``, and which count for which class, ``(B, 1 or |Y_t|, H, W)``."""
         valid = thin(batch.valid, self.options.loss_stride)[:, None]
-        return valid, valid if self.options.untagged_absent else valid & known_classes(tags, self.n_old)
+        counted = valid if self.options.untagged_absent else valid & known_classes(tags, self.n_old)
+        if self.options.gate == "exact":
+            assert batch.pseudo is not None
+            found = (thin(batch.pseudo, self.options.loss_stride) & valid).any(dim=(2, 3))
+            counted = counted & (found == tags).all(dim=1)[:, None, None, None]
+        return valid, counted
 
 
 def masked_mean(maps: Tensor, valid: Tensor) -> Tensor:

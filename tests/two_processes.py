@@ -34,10 +34,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fmwiss.cli import run as command
-from fmwiss.config import FMWISSConfig
+from fmwiss.config import Config, sections_of
 from fmwiss.data.batches import Batch
-from fmwiss.methods import FMWISS, Method, Supervised
-from fmwiss.models import Architecture, Segmenter
+from fmwiss.methods import PLOP, RECALL, Method, Supervised, build_method
+from fmwiss.models import Architecture, HelperDecoder, Segmenter
 from fmwiss.processes import Processes
 from fmwiss.training import loop
 from fmwiss.training.launch import build_fabric
@@ -82,28 +82,64 @@ def make_batch(n: int) -> Batch:
     )
 
 
-def make_method(name: str) -> Method:
-    """``supervised``, or FMWISS with contrastive points of all processes and gradients wherever they can go."""
-    if name == "supervised":
-        return Supervised(make_segmenter(2))
-    options = FMWISSConfig(gather_points=True, encoder_gradient=True, untagged_absent=False, points_per_class=7)
+SECTIONS = {s.model_fields["name"].default: s for s in sections_of(Config.model_fields["method"].annotation)}
+LOCATORS = ("cam locator", "seam locator", "ss locator", "eps locator")
+INEXACT = {
+    "fmwiss": {"new_dcl"},  # each part's points are its own, if the processes' are not gathered
+    "wilson": {"all_bce"},  # the localizer decides which photographs count
+    "sdr": {"prototype_matching", "attraction", "repulsion", "sparsity"},  # by classes and features
+    "seam locator": {"er"},
+    "eps locator": {"saliency"},
+}
+"""Losses whose parts are weighted by photographs although they are means over something else."""
+
+
+def method_of(name: str, **options: Any) -> Method:
+    """A method, or an offline method's locator, after its warm-up, with batch norm on frozen statistics.
+
+    ``supervised`` is step 0's.
+    """
+    kind, _, locator = name.partition(" ")
     torch.manual_seed(0)
-    return FMWISS(make_segmenter(2), make_segmenter(1), options)
+    if name == "supervised":
+        method: Method = Supervised(make_segmenter(2))
+    else:
+        method = build_method(SECTIONS[kind](**options), make_segmenter(2), make_segmenter(1))
+    if isinstance(method, PLOP):
+        method.thresholds.fill_(0.9)
+    if isinstance(method, RECALL):
+        method.helper = HelperDecoder(method.student, 2)
+    if locator:
+        found = method.locator()
+        assert found is not None
+        method = found
+    method.start_epoch(20)
+    return method.eval()
+
+
+GATHERED = {"gather_points": True, "encoder_gradient": True, "untagged_absent": False, "points_per_class": 7}
+"""FMWISS with contrastive points of all processes, and gradients wherever they can go."""
+
+GRADIENTS = {name: 1 for name in (*SECTIONS, *LOCATORS)} | {"supervised": 2}
+"""Methods, and into how many parts a process cuts its photographs."""
 
 
 def gradients(fabric: Fabric, name: str, n_parts: int) -> dict[str, Tensor]:
-    """Of every parameter that learns, for one batch of seven photographs that processes and parts share."""
-    method = make_method(name)
+    """Of every parameter that learns, for one batch of seven photographs that processes and parts share.
+
+    Of the losses without those that parts do not make up exactly; FMWISS's points are gathered.
+    """
+    method = method_of(name, **(GATHERED if name == "fmwiss" else {}))
+    left_out = set() if name == "fmwiss" else INEXACT.get(name, set())
+    whole = method.training_step
+    method.training_step = lambda *given: {  # type: ignore[method-assign]
+        loss: value for loss, value in whole(*given).items() if loss not in left_out
+    }
     module = fabric.setup(method)
-    method.start_epoch(method.warmup_epochs)
     method.eval()  # batch norm on frozen statistics
     share = make_batch(7).parts(fabric.world_size)[fabric.global_rank]
     accumulate_gradients(fabric, module, method, share, n_parts, torch.Generator().manual_seed(fabric.global_rank))
     return {name: p.grad.clone().contiguous() for name, p in method.named_parameters() if p.grad is not None}
-
-
-GRADIENTS = {"fmwiss": 1, "supervised": 2}
-"""Methods, and into how many parts a process cuts its photographs."""
 
 
 def check(data: Path, out: Path, fabric: Fabric) -> None:

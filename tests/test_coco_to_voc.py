@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ from fmwiss.bench.tables import MARKDOWN
 from fmwiss.cli import run
 from fmwiss.config import load_config
 from fmwiss.foundation.tiny import CLIP, CLIP_TAG, RESNET, VIT
+
+LIMIT = 180.0
+"""Seconds from the archives to the table of the methods that learn from tags; 21 where nothing else is at work."""
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TINY = {
@@ -54,6 +58,7 @@ def test_the_suite_is_the_papers_table() -> None:
 def test_from_the_archives_to_the_papers_layout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    started = time.monotonic()
     monkeypatch.delenv("FMWISS_WEIGHTS", raising=False)
     write_archives(tmp_path / "archives")
     data = tmp_path / "data"
@@ -123,6 +128,7 @@ def test_from_the_archives_to_the_papers_layout(
     # the same model, compared once more by the command
     assert run(["evaluate", str(folder), "--data", str(data), "--split", "voc-val", "--json"]) == 0
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert time.monotonic() - started < LIMIT
     assert again["iou"] == pytest.approx(last["also"]["voc-val"]["iou"], abs=1e-6, nan_ok=True)
 
     # the same photographs, with VOC's masks in place of tags

@@ -127,7 +127,7 @@ def test_the_full_size_experiment_has_the_papers_settings() -> None:
         ("training=3", "training is 3 but must be a mapping"),
         ("training.seed.deeper=3", "training.seed is {'deeper': 3} but must be an integer"),
         ("data.crop=square", "data.crop is square but must be 'window' or 'resized'"),
-        ("training.steps={nesterov: true, optimizer: adamw}", "training.steps.nesterov is True but must be false unless"),
+        ("training.steps={nesterov: true, optimizer: adamw}", "steps.nesterov is True but must be false unless"),
         ("training.step0={nesterov: true, momentum: 0}", "optimizer is sgd and momentum is above 0"),
         ("training.steps.constant_epochs=40", "constant_epochs is 40 but must be less than epochs, which is 40"),
         ("training.sync_batch_norm=perhaps", "training.sync_batch_norm is perhaps but must be true or false or 'auto'"),

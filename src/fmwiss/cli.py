@@ -592,6 +592,9 @@ def data_emoji(
     n_val: Annotated[int, typer.Option("--val", min=1, max=999_999, help="Scenes in val, in another style.")] = 200,
     size: Annotated[int, typer.Option("--size", min=32, max=2048, help="Longer side in pixels.")] = 160,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of all draws.")] = 0,
+    classes: Annotated[
+        str | None, typer.Option("--classes", help='What scenes show, as "boat,bus"; by default all twenty classes.')
+    ] = None,
     layout: Annotated[
         EmojiLayout,
         typer.Option("--layout", help="VOC's; a folder with tags.csv and masks; or one with tags.csv, without masks."),
@@ -603,18 +606,20 @@ def data_emoji(
 ) -> None:
     """Write EmojiSeg, generated scenes with exact masks."""
     with _results_only():
-        from fmwiss.data.emoji import EmojiSeg, write_emoji, write_emoji_by_class
+        from fmwiss.data.emoji import EMOJI_CLASSES, EmojiSeg, write_emoji, write_emoji_by_class
         from fmwiss.reporting.progress import track
 
         if out.is_dir() and any(out.iterdir()):
             raise UserError(f"{out} is not empty; give a new folder with --out")
         if by_class and layout is not EmojiLayout.VOC:
             raise UserError("--by-class and --layout exclude each other; give one of them")
+        shown = EMOJI_CLASSES if classes is None else classes.split(",")
+        source = EmojiSeg(n_train, n_val, seed, size, shown)
         if by_class:
-            write_emoji_by_class(out, EmojiSeg(n_train, n_val, seed, size), track)
+            write_emoji_by_class(out, source, track)
             _say(f"{n_train} scenes are in {out}, in the folders of their main objects' classes.")
             return
-        write_emoji(out, EmojiSeg(n_train, n_val, seed, size), track, layout.value)
+        write_emoji(out, source, track, layout.value)
     if layout is EmojiLayout.TAGGED:
         _say(f"{n_train} scenes are in {out}, and their tags in {out / 'tags.csv'}.")
         return

@@ -82,7 +82,7 @@ class DataConfig(_Section):
     )
     crop: Literal["window", "resized"] = Field(
         "window", description="a training crop is a square window of the photograph, which is padded where the "
-        "photograph ends, or a rectangle within the photograph that is stretched to a square (WILSON, and torchvision's "
+        "photograph ends, or a rectangle within the photograph that is stretched to a square (WILSON; torchvision's "
         "RandomResizedCrop), for which resize does not count"
     )
     scale: tuple[float, float] = Field(
@@ -151,8 +151,8 @@ class OptimizationConfig(_Section):
     weight_decay: float = Field(1e-4, ge=0, description="added to the gradient by SGD, decoupled from it by AdamW")
     poly_power: float = Field(0.9, ge=0, description="rate x (1 - iteration / iterations) ** poly_power")
     constant_epochs: int = Field(
-        0, ge=0, description="of the epochs, the first ones, whose rate is the first iteration's; then it drops to what "
-        "poly_power says of the iteration (WILSON: localizer_epochs)"
+        0, ge=0, description="of the epochs, the first ones, whose rate is the first iteration's; then it drops to "
+        "what poly_power says of the iteration (WILSON: localizer_epochs)"
     )
     freeze_batch_norm: bool = Field(
         False, description="keep the encoder's and decoder's batch norm statistics as the step found them"
@@ -196,8 +196,8 @@ class TrainingConfig(_Section):
     validate_every: int = Field(0, ge=0, description="epochs between validations on val_split; 0: only after the last")
     checkpoint_every: PositiveInt = Field(200, description="iterations between checkpoints (and at every epoch's end)")
     sync_batch_norm: bool | Literal["auto"] = Field(
-        "auto", description="batch norm takes its statistics over all processes in place of each one's, which torch can "
-        "on CUDA alone; auto: where it can"
+        "auto", description="batch norm takes its statistics over all processes in place of each one's, which torch "
+        "can on CUDA alone; auto: where it can"
     )
     compile: bool = Field(False, description="encoders, decoders and teachers go through torch.compile")
     activation_checkpointing: bool = Field(
@@ -561,6 +561,9 @@ class PLOPConfig(PixelConfig):
     )
     pod_normalised: bool = Field(
         True, description="pooled features have length 1 before they are compared; false: as they are (published code)"
+    )
+    pod_decoder: bool = Field(
+        False, description="the decoder's output is pooled and compared like a stage of the encoder (published code)"
     )
     lowest_threshold: Probability = Field(
         0.001, description="no class's threshold on the old model's entropy, as a share of the largest, is below this"

@@ -168,6 +168,22 @@ def test_the_command_writes_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     assert "is not empty" in capfd.readouterr().err
 
 
+def test_scenes_of_some_classes_show_no_others(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    """Masks keep the labels of all twenty, and the classes take turns."""
+    arguments = ["data", "emoji", "--train", "12", "--val", "4", "--size", "64", "--out"]
+    assert run([*arguments, str(tmp_path / "scenes"), "--classes", "boat, tv monitor"]) == 0
+    source = VOCSource(tmp_path / "scenes")
+    boat, monitor = (1 + EMOJI_CLASSES.index(name) for name in ("boat", "tv monitor"))
+    seen = [set(source.read_mask(i).unique().tolist()) - {0} for i in (*source.ids("train_aug"), *source.ids("val"))]
+    assert all(labels <= {boat, monitor} for labels in seen)
+    assert all((boat, monitor)[number % 2] in labels for number, labels in enumerate(seen[:12]))
+    assert any(len(labels) == 2 for labels in seen)
+    wrong = {"boat,bot": "unknown class 'bot'; the nearest known name is 'boat'", "bus,bus": "'bus' twice"}
+    for classes, message in wrong.items():
+        assert run([*arguments, str(tmp_path / "x"), "--classes", classes]) == 2
+        assert message in capfd.readouterr().err
+
+
 def test_unknown_scenes_and_splits():
     with pytest.raises(UserError, match="no scene 'train_1'"):
         EmojiSeg().read("train_1")

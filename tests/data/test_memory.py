@@ -214,7 +214,7 @@ def test_a_bank_of_an_earlier_version_is_read(tmp_path: Path):
     """It does not tell the longer side of its photographs."""
     rectangle().save(tmp_path / "bank.safetensors")
     with safe_open(tmp_path / "bank.safetensors", framework="numpy") as file:
-        arrays = {name: file.get_tensor(name) for name in file.keys()}
+        arrays = {name: file.get_tensor(name) for name in list(file.keys())}
         metadata = file.metadata()
     rows = [row[:4] for row in json.loads(metadata["instances"])]
     save_file(arrays, tmp_path / "old.safetensors", {**metadata, "instances": json.dumps(rows)})

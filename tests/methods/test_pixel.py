@@ -242,9 +242,10 @@ def test_plops_pseudo_labels_by_hand() -> None:
     assert method.pseudo_labels(torch.zeros(1, 2, 2, dtype=torch.long), strict)[1].tolist() == [0.0]
 
 
-@pytest.mark.parametrize("normalised", [True, False])
-def test_plop(normalised: bool, batch: Batch) -> None:
-    method = make_method(PLOPConfig, pod_normalised=normalised, pod_windows=[1], pod=0.3, pod_logits=0.2)
+@pytest.mark.parametrize(("normalised", "decoder"), [(True, False), (False, False), (False, True)])
+def test_plop(normalised: bool, decoder: bool, batch: Batch) -> None:
+    options = {"pod_normalised": normalised, "pod_decoder": decoder, "pod_windows": [1], "pod": 0.3, "pod_logits": 0.2}
+    method = make_method(PLOPConfig, **options)
     surveyed(method, batch)
     slow = Slow(method, batch)
     entropy = -(slow.q * slow.q.log()).sum(dim=1) / math.log(N_OLD)
@@ -260,7 +261,9 @@ def test_plop(normalised: bool, batch: Batch) -> None:
     with torch.no_grad():
         stages = [model.encode_stages(batch.image) for model in (method.student, method.old_model)]
         models = (method.student, method.old_model)
-        logits = [model.decode(own[-1])[0] for model, own in zip(models, stages, strict=True)]
+        logits, decoded = zip(*[model.decode(own[-1]) for model, own in zip(models, stages, strict=True)], strict=True)
+    if decoder:
+        stages = [[*own, last] for own, last in zip(stages, decoded, strict=True)]
     merged = logits[0][:, :N_OLD].clone()
     merged[:, 0] += logits[0][:, 3] + logits[0][:, 4]
 

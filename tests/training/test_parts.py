@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from lightning_fabric import Fabric
@@ -14,6 +12,7 @@ from fmwiss.methods import FMWISS, Method
 from fmwiss.processes import ALONE
 from fmwiss.training.parts import accumulate_gradients, part_weights
 from two_processes import GATHERED, INEXACT, LOCATORS, SECTIONS, gradients, make_batch, method_of
+
 
 def step(method: Method, batch: Batch) -> dict[str, float]:
     losses = method.training_step(batch, torch.Generator().manual_seed(0))

@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from fmwiss.data.randomness import keyed_generator
-from fmwiss.data.voc import VOC_CLASSES, voc_palette
+from fmwiss.data.voc import VOC_CLASSES, canonical_class_name, voc_palette
 from fmwiss.errors import UserError
 from fmwiss.files import write_atomically
 
@@ -95,14 +95,29 @@ class EmojiSeg:
         n_val: scenes in the split ``val``, drawn in the held-out style.
         seed: of all draws.
         size: longer side in pixels; the shorter one is between 0.7 of it and all of it.
+        shown: classes that scenes show; masks keep the labels of all twenty.
+
+    Raises:
+        UserError: scenes would be too small, or no drawing shows a class.
     """
 
     class_names: tuple[str, ...] = EMOJI_CLASSES
 
-    def __init__(self, n_train: int = 600, n_val: int = 200, seed: int = 0, size: int = 160) -> None:
+    def __init__(
+        self,
+        n_train: int = 600,
+        n_val: int = 200,
+        seed: int = 0,
+        size: int = 160,
+        shown: Sequence[str] = EMOJI_CLASSES,
+    ) -> None:
         if size < 32:
             raise UserError(f"EmojiSeg's size is {size}; scenes need at least 32 pixels")
         self.seed, self.size = seed, size
+        self.shown = tuple(canonical_class_name(name, EMOJI_CLASSES) for name in shown)
+        twice = next((name for place, name in enumerate(self.shown) if name in self.shown[:place]), None)
+        if twice is not None:
+            raise UserError(f"EmojiSeg is asked for the class '{twice}' twice; name it once")
         self.splits = {
             "train_aug": [f"train_{index:06d}" for index in range(n_train)],
             "val": [f"val_{index:06d}" for index in range(n_val)],
@@ -128,7 +143,8 @@ class EmojiSeg:
         if scene is None:
             raise UserError(f"EmojiSeg has no scene '{image_id}'; its ids are like train_000000 and val_000000")
         styles = TRAINING_STYLES if scene[1] == "train" else (HELD_OUT_STYLE,)
-        pixels, labels = render(keyed_generator(self.seed, "emoji", image_id), int(scene[2]), styles, self.size)
+        draws = keyed_generator(self.seed, "emoji", image_id)
+        pixels, labels = render(draws, int(scene[2]), styles, self.size, self.shown)
         return torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(labels)
 
 
@@ -191,7 +207,7 @@ def write_emoji_by_class(
     ids = source.ids("train_aug")
     for number, image_id in enumerate(progress(ids, "drawing scenes", len(ids))):
         picture = Image.fromarray(source.read_image(image_id).permute(1, 2, 0).numpy())
-        path = folder / source.class_names[number % len(source.class_names)] / f"{image_id}.jpg"
+        path = folder / source.shown[number % len(source.shown)] / f"{image_id}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(picture, path, format="JPEG", quality=95, subsampling=0)
     _write_text(ATTRIBUTION.read_text(encoding="utf-8"), folder / ATTRIBUTION.name)
@@ -206,7 +222,11 @@ def _write_text(text: str, path: Path) -> None:
 
 
 def render(
-    generator: torch.Generator, index: int, styles: Sequence[str] = TRAINING_STYLES, size: int = 160
+    generator: torch.Generator,
+    index: int,
+    styles: Sequence[str] = TRAINING_STYLES,
+    size: int = 160,
+    shown: Sequence[str] = EMOJI_CLASSES,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Draw one scene.
 
@@ -215,6 +235,7 @@ def render(
         index: the scene's number; the class of its main object goes through the classes in turn.
         styles: sets of emoji to choose from.
         size: longer side in pixels.
+        shown: classes of its objects.
 
     Returns:
         ``(H, W, 3)`` RGB and ``(H, W)`` labels.
@@ -223,7 +244,7 @@ def render(
     shorter = int(size * draws.uniform(0.7, 1.0))
     height, width = (shorter, size) if draws.uniform() < 0.7 else (size, shorter)
     canvas = _background(draws, height, width)
-    objects = _objects(draws, index, styles, height, width)
+    objects = _objects(draws, index, styles, height, width, shown)
     labels = np.zeros((height, width), dtype=np.uint8)
     for drawing, warped in objects:
         opacity = warped[..., 3:]
@@ -240,7 +261,7 @@ def render(
 
 
 def _objects(
-    draws: _Draws, index: int, styles: Sequence[str], height: int, width: int
+    draws: _Draws, index: int, styles: Sequence[str], height: int, width: int, shown: Sequence[str]
 ) -> list[tuple[Drawing, Array]]:
     """Objects from back to front; each shows at least 3 % of the scene and half of itself."""
     by_class: dict[str, list[Drawing]] = {name: [] for name in EMOJI_CLASSES}
@@ -248,13 +269,13 @@ def _objects(
         for drawing in drawings(style):
             by_class[drawing.class_name].append(drawing)
     lot = draws.uniform()
-    wanted = [index % len(EMOJI_CLASSES)]
-    wanted += [draws.integer(len(EMOJI_CLASSES)) for bound in _NUMBER_OF_OBJECTS[:-1] if lot >= bound]
+    wanted = [index % len(shown)]
+    wanted += [draws.integer(len(shown)) for bound in _NUMBER_OF_OBJECTS[:-1] if lot >= bound]
     placed: list[tuple[Drawing, Array]] = []
     visible: list[NDArray[np.bool_]] = []
     whole: list[int] = []
     for number in wanted:
-        choice = by_class[EMOJI_CLASSES[number]]
+        choice = by_class[shown[number]]
         drawing = choice[draws.integer(len(choice))]
         for attempt in range(_TRIES):
             # The first one has to stand somewhere: at last in the middle, at a size that every drawing can have.

@@ -80,10 +80,12 @@ class PLOP(DistillingMethod, Surveying):
         labels, _ = self.labels(batch)
         with torch.no_grad():
             old_stages = self.old_model.encode_stages(batch.image)
-            old_logits = self.old_model.decode(old_stages[-1])[0]
+            old_logits, old_decoded = self.old_model.decode(old_stages[-1])
             pseudo, share = self.pseudo_labels(labels, resized(old_logits, labels))
         stages = self.student.encode_stages(batch.image)
-        logits = self.student.decode(stages[-1])[0]
+        logits, decoded = self.student.decode(stages[-1])
+        if self.options.pod_decoder:
+            stages, old_stages = [*stages, decoded], [*old_stages, old_decoded]
 
         # the mean over the pixels that have a label, pseudo labels that were not kept among them
         counted = (labels != IGNORED).sum().clamp(min=1)

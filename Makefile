@@ -14,6 +14,9 @@ setup: $(INSTALLED)
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --editable '.[dev]'
+	# on all cores, once; else every process compiles torch anew where Python may not write beside it
+	# (some packages ship files of other Pythons' syntax, which are no errors here)
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@
 
 test: setup

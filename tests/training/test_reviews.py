@@ -138,7 +138,11 @@ def test_what_is_wrong_is_found_before_anything_is_trained(world: World) -> None
 
 @pytest.mark.parametrize("negatives", [0, 0.5])
 def test_what_a_review_says_is_not_there_is_a_negative(
-    negatives: float, tmp_path: Path, tiny_voc: Path, experiment: dict[str, Any]
+    negatives: float,
+    tmp_path: Path,
+    tiny_voc: Path,
+    experiment: dict[str, Any],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """The photograph stays, without the tag, where a step takes photographs in that lack its classes."""
     world = World(tmp_path / "scratch", tiny_voc, experiment)
@@ -157,6 +161,8 @@ def test_what_a_review_says_is_not_there_is_a_negative(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_Run, "_dataset", watched)
         train(Config.model_validate(told), tiny_voc, None, tmp_path / "run", devices=1)
+    said = capfd.readouterr().err
+    assert "are learnt from" in said and (", and 1 as negatives." in said) is (negatives > 0)
     without = [image_id for image_id, names in seen.items() if not names]
     assert [i for i in seen if seen[i]] == [i for i in world.ids if i != world.ids[1]]
     if negatives == 0:

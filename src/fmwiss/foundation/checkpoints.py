@@ -33,6 +33,8 @@ def read_state(path: Path, what: str = "checkpoint") -> dict[str, Tensor]:
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):  # the training's arguments lie beside the weights
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except (SafetensorError, OSError) as error:
         raise UserError(f"the {what} {path} cannot be read ({first_line(error)})") from error
     except Exception as error:  # of damaged bytes pickle, zip and torch make errors of every kind

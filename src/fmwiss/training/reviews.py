@@ -127,7 +127,10 @@ class StepReviews:
             parts.append(f"so takes the last tag from {_count(len(applied.emptied), 'photograph')}")
         assert self._now is not None
         parts += [f"sets {at.key} = {at.value:g}" for at in self._now.thresholds.values()]
-        text = f"step {t}: the review {', '.join(parts)}; {_count(len(applied.ids), 'photograph')} are learnt from."
+        text = f"step {t}: the review {', '.join(parts)}; {_count(len(applied.ids), 'photograph')} are learnt from"
+        if applied.emptied and self.config.data.negatives:
+            text += f", and {len(applied.emptied)} as negatives"
+        text += "."
         latest = self._of_step(t)
         if latest is not None and not latest.same_effect(self._now):
             text += f" The step was begun with it; what {self.path} says since does not count for it."

@@ -474,8 +474,8 @@ class _Run:
         count = round(self.config.data.negatives * shown)
         if count == 0:
             return []
-        if not isinstance(self.source, VOCSource) or self.config.data.tags in ("masks", "xml"):
-            # a table of VOC has a row for each; elsewhere nothing may be known about a photograph without a tag
+        if not isinstance(self.source, VOCSource):
+            # of VOC's everything is known; elsewhere nothing may be known about a photograph without a tag
             rows: frozenset[str] = getattr(self.source, "has_row", frozenset())
             ids = [image_id for image_id in ids if image_id in rows or self.source.has_mask(image_id)]
         return draw(self.protocol.select_without(t, tags, ids), count, self.config.training.seed, "negatives")

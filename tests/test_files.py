@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from pathlib import Path
 
 import pytest
 
+from fmwiss.errors import sentence_of
 from fmwiss.files import write_atomically
 
 
@@ -45,6 +47,29 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, failure:
         write_atomically(target, write)
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["file.txt"]
+
+
+@pytest.mark.parametrize("kind", [PermissionError, FileNotFoundError])
+def test_an_error_is_about_the_file_that_was_asked_for(tmp_path: Path, kind: type[OSError]) -> None:
+    target = tmp_path / "file.txt"
+
+    def write(path: Path) -> None:
+        raise kind(errno.EACCES, "Permission denied", str(path))
+
+    with pytest.raises(kind) as caught:
+        write_atomically(target, write)
+    assert (caught.value.filename, caught.value.errno) == (str(target), errno.EACCES)
+    assert sentence_of(caught.value) == f"{target}: Permission denied"
+
+
+def test_an_error_of_the_rename_and_of_other_files(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        write_atomically(tmp_path / "folder", lambda path: path.write_text("new"))
+    assert str(caught.value) == f"[Errno {errno.EISDIR}] Is a directory: '{tmp_path / 'folder'}'"
+    with pytest.raises(FileNotFoundError) as caught:
+        write_atomically(tmp_path / "file.txt", lambda path: (tmp_path / "source").read_text())
+    assert caught.value.filename == str(tmp_path / "source")
 
 
 def test_a_writer_that_writes_nothing_is_an_error(tmp_path: Path) -> None:

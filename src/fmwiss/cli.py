@@ -361,7 +361,8 @@ def predict(
     """Segment photographs and videos: for each photograph an indexed PNG and an overlay, for each video an overlay."""
     from fmwiss.inference.media import find_media
 
-    windows, side = _number("--tile", tile, "auto"), _number("--resize", resize, "trained")
+    windows = _number("--tile", tile, "auto", "a multiple of 32 from 64")
+    side = _number("--resize", resize, "trained", "a number of pixels from 1")
     media = find_media(photographs, out, frames)
     with _results_only():
         from fmwiss.commands.predict import Options
@@ -369,7 +370,7 @@ def predict(
         from fmwiss.inference.model import check_tile, load
         from fmwiss.inference.video import require_video
 
-        check_tile(windows)  # type: ignore[arg-type]
+        check_tile(windows, "--tile")  # type: ignore[arg-type]
         for medium in media:
             if medium.is_video:
                 require_video(medium.path)
@@ -378,12 +379,14 @@ def predict(
     if as_json:
         print(json.dumps({"model": run, "class_names": model.class_names, **vars(done)}))
     if done.photographs:
-        _say(f"{len(done.photographs)} predictions and as many overlays are in {out}.")
+        count = len(done.photographs)
+        _say(f"{_of(count, '1 prediction and its overlay are', 'predictions and as many overlays are')} in {out}.")
     if done.videos:
-        _say(f"{len(done.videos)} videos with overlays are in {out}.")
+        _say(f"{_of(len(done.videos), '1 video with its overlay is', 'videos with overlays are')} in {out}.")
     if done.failed:
         reasons = "; ".join(failure["reason"] for failure in done.failed)
-        raise UserError(f"{len(done.failed)} of {len(media)} files could not be read to the end: {reasons}")
+        files = _of(len(media), "1 file", "files")
+        raise UserError(f"{len(done.failed)} of {files} could not be read to the end: {reasons}")
 
 
 @app.command()
@@ -775,13 +778,17 @@ def _device(name: str) -> torch.device:
     return torch_device(name, "--device")
 
 
-def _number(option: str, text: str, word: str) -> int | str | None:
+def _number(option: str, text: str, word: str, numbers: str) -> int | str | None:
     """A number, None for none, or the word that stands for the default."""
     if text == word or text == "none":
         return None if text == "none" else text
     if not text.isdecimal() or int(text) == 0:
-        raise UserError(f"{option} {text}: must be {word}, none or a number of pixels from 1")
+        raise UserError(f"{option} {text}: must be {word}, none or {numbers}")
     return int(text)
+
+
+def _of(count: int, one: str, several: str) -> str:
+    return one if count == 1 else f"{count} {several}"
 
 
 def _title(run: Path, step: int, images: int) -> str:

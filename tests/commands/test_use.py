@@ -143,7 +143,7 @@ def test_predict_video_end_to_end(world: World) -> None:
     clip = world.video()
     done = in_a_process(world.predict(clip, world.photograph, "--frames", "--json", "--batch-size", "3"), world.folder)
     assert done.returncode == 0, done.stderr
-    assert "1 predictions" in done.stderr and "1 videos with overlays are in" in done.stderr
+    assert "1 prediction and its overlay are in" in done.stderr and "1 video with its overlay is in" in done.stderr
     (record,) = json.loads(done.stdout)["videos"]
     assert (record["frames"], record["width"], record["height"]) == (7, 60, 40)
     assert sum(record["shares"].values()) == pytest.approx(1, abs=1e-5)
@@ -180,7 +180,7 @@ def test_a_video_that_breaks_off_keeps_its_frames(
     out, err = capfd.readouterr()
     found = json.loads(out)
     assert found["videos"][0]["frames"] == 5 and len(list((world.out / "clip_masks").iterdir())) == 5
-    assert "1 of 1 files could not be read to the end" in err and "breaks off after 5 frames" in err
+    assert "1 of 1 file could not be read to the end" in err and "breaks off after 5 frames" in err
     monkeypatch.undo()
     with VideoReader(world.out / "clip_overlay.mp4") as reader:
         assert len(list(reader)) == 5
@@ -366,7 +366,9 @@ WRONG: dict[str, tuple[Callable[[World], list[object]], str]] = {
         lambda w: ["predict", w.run, w.photograph, "--out", w.photograph], "is a file where a folder is needed"
     ),
     "tile of no multiple": (lambda w: w.predict(w.photograph, "--tile", 100), "a multiple of 32 from 64"),
-    "tile that is a word": (lambda w: w.predict(w.photograph, "--tile", "big"), "must be auto, none or a number"),
+    "tile that is a word": (
+        lambda w: w.predict(w.photograph, "--tile", "big"), "must be auto, none or a multiple of 32 from 64"
+    ),
     "size that is nothing": (lambda w: w.predict(w.photograph, "--resize", 0), "must be trained, none or a number"),
     "batch of nothing": (lambda w: w.predict(w.photograph, "--batch-size", 0), "Invalid value for '--batch-size'"),
     "device that is not there": (lambda w: w.predict(w.photograph, "--device", "abacus"), "there is no such device"),

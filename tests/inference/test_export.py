@@ -13,12 +13,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import pytest
 import torch
-from timm.layers import Conv2dSame
+from timm.layers import AvgPool2dSame, Conv2dSame
 
 from fmwiss.errors import UserError
 from fmwiss.inference import Model
 from fmwiss.inference import export as module
-from fmwiss.inference.export import _SameConvolution, export
+from fmwiss.inference.export import _SameAveragePool, _SameConvolution, export
 from fmwiss.models import Segmenter
 from fmwiss.models.foreign import open_foreign
 from foreign_models import save_smp
@@ -106,6 +106,26 @@ def test_the_padding_for_export_is_timms(kernel: int, size: tuple[int, int]) -> 
     torch.testing.assert_close(convolution(images), expected)
 
 
+@pytest.mark.parametrize("kernel", [2, 3, (4, 1)])
+@pytest.mark.parametrize("size", [(8, 8), (9, 8), (1, 2)])
+@pytest.mark.parametrize("counted", [False, True])
+def test_the_padding_of_pools_for_export_is_timms(
+    kernel: int | tuple[int, int], size: tuple[int, int], counted: bool
+) -> None:
+    torch.manual_seed(0)
+    pool = AvgPool2dSame(kernel, 1, ceil_mode=True, count_include_pad=counted)
+    images = torch.rand(2, 4, *size)
+    expected = pool(images)
+    module._simplify_padding(torch.nn.Sequential(pool))
+    assert isinstance(pool, _SameAveragePool)
+    assert torch.equal(pool(images), expected)
+
+
+def test_a_resnet_with_dilated_pools_becomes_an_archive(tmp_path: Path, lively: Lively) -> None:
+    report = export(Model(lively(encoder="resnet_emoji", resize=48)), tmp_path / "model.pt2", "torch")
+    assert report.agreement == 1.0 and report.largest_difference < 1e-4
+
+
 def test_a_network_with_tensorflows_padding_can_be_exported(tmp_path: Path) -> None:
     class Network(torch.nn.Module):
         def __init__(self) -> None:
@@ -173,6 +193,25 @@ def test_a_network_that_cannot_be_exported_is_told(small_model: Model, tmp_path:
     with pytest.raises(UserError, match="cannot be exported"):
         export(Model(segmenter), tmp_path / "model.pt2", "torch")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_network_that_cannot_be_written_is_told(
+    small_model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def save(*_: Any, **__: Any) -> None:
+        raise RuntimeError("op ceil is not in _SYM_OPS\nand more")
+
+    monkeypatch.setattr(module, "_program", lambda _: None)
+    monkeypatch.setattr(torch.export, "save", save)
+    with pytest.raises(UserError, match=r"cannot be written as a torch archive \(op ceil is not in _SYM_OPS\)"):
+        export(small_model, tmp_path / "model.pt2", "torch")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "format"), [("model.pt2", "onnx"), ("model.ONNX", "torch")])
+def test_the_other_formats_ending_is_refused(name: str, format: Any, small_model: Model, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"{name}: ends as a file of format \w+, not of {format}; give format"):
+        export(small_model, tmp_path / name, format)
 
 
 def test_what_is_missing_or_wrong_is_told_first(

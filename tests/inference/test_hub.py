@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -102,6 +103,28 @@ def test_a_model_of_which_nothing_is_known_is_saved_too(told_run: Path, tmp_path
     card = (tmp_path / "saved" / "README.md").read_text()
     assert "None are on record." in card and "Nothing is on record." in card and "model-index" not in card
     assert fmwiss.load(tmp_path / "saved").class_names == model.class_names
+
+
+@pytest.mark.parametrize("step", ["step0", "step1"])
+def test_a_step_of_a_run_is_not_saved_over(step: str, run: Path) -> None:
+    model, before = fmwiss.load(run), (run / "step1" / "model.json").read_text()
+    with pytest.raises(UserError, match=rf"{step}: is the folder of a run's step; give another one"):
+        model.save_pretrained(run / step)
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "step1"]
+    assert (run / "step1" / "model.json").read_text() == before
+
+
+def test_weights_that_may_not_be_read_are_not_told_as_missing(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, weights = Path.open, saved / "model.safetensors"
+
+    def refuse(path: Path, *args: Any, **options: Any) -> Any:
+        if path == weights:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UserError, match=r"model\.safetensors: cannot be read: Permission denied\.$"):
+        fmwiss.load(saved)
 
 
 def test_no_path_of_this_machine_is_published(saved: Path) -> None:
@@ -407,7 +430,11 @@ def test_a_broken_record_is_told_when_it_is_needed(name: str, saved: Path, tmp_p
         ("./none/none", "there is no such run"),
         ("a/b/c", "there is no such run"),
         ("file", "is a file; give the folder of a run or of a saved model"),
-        ("empty", "holds no finished step"),
+        ("empty", "is no run and no saved model"),
+        ("begun", "holds no finished step; `fmwiss train` with the same --out goes on"),
+        ("smp", "another library's; `fmwiss extend` takes such a model"),
+        ("transformers", "another library's; `fmwiss extend` takes such a model"),
+        ("half", "is no run and no saved model"),
     ],
 )
 def test_a_place_without_a_model_is_told(
@@ -416,5 +443,10 @@ def test_a_place_without_a_model_is_told(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
+    (tmp_path / "begun" / "step0").mkdir(parents=True)
+    configs = {"smp": '{"_model_class": "Unet"}', "transformers": '{"model_type": "segformer"}', "half": "{"}
+    for name, config in configs.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(config)
     with pytest.raises(UserError, match=re.escape(sentence)):
         fmwiss.load(path)

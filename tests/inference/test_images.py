@@ -75,3 +75,8 @@ def test_what_is_no_photograph_is_told(name: str) -> None:
         for image in split(thing)[0]:
             to_tensor(image)
     assert sentence in str(caught.value)
+
+
+def test_a_folder_is_told_from_a_broken_photograph(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a folder; give the files in it"):
+        to_tensor(str(tmp_path))

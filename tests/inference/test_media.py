@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -168,3 +171,38 @@ def test_frames_of_another_program_are_left_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"such as .*000000\.png, which this version .* give another --out"):
         find_media([tmp_path / "c.mp4"], tmp_path / "out", frames=True)
     assert len(find_media([tmp_path / "c.mp4"], tmp_path / "out")) == 1  # where no masks are written
+
+
+def test_two_clips_of_one_stem_are_told_by_what_is_written(tmp_path: Path) -> None:
+    clips: list[str | Path] = [tmp_path / "c.mp4", tmp_path / "c.mov"]
+    for clip in clips:
+        Path(clip).touch()
+    with pytest.raises(UserError, match=r"would both be written to c_overlay\.mp4; rename one"):
+        find_media(clips, tmp_path / "out")
+
+
+@pytest.mark.parametrize("where", ["run", "run/step1", "run/step0", "saved"])
+def test_predictions_do_not_go_into_a_models_folder(where: str, run: Path, photos: Path, tmp_path: Path) -> None:
+    (run / "step0").mkdir()
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved/model.json").touch()
+    with pytest.raises(UserError, match=r"is the folder of a run or a model, .* give another --out"):
+        find_media([photos], tmp_path / where)
+    (photos / "config.yaml").touch()  # anybody may have such a file
+    find_media([photos / "a.jpg"], photos)
+
+
+@pytest.mark.parametrize("place", ["", "sub"])
+def test_a_folder_that_may_not_be_read_is_told(
+    place: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir, closed = os.scandir, photos / place
+
+    def scan(folder: str | Path) -> Any:
+        if Path(folder) == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    with pytest.raises(UserError, match=f"the folder {closed} cannot be read: Permission denied"):
+        find_media([photos], tmp_path / "out")

@@ -19,6 +19,7 @@ import fmwiss
 from fmwiss.errors import UserError
 from fmwiss.inference import Model, Prediction
 from fmwiss.inference import model as module
+from fmwiss.inference.model import check_tile
 from fmwiss.inference.tiles import windows
 from fmwiss.models import Segmenter
 
@@ -196,6 +197,8 @@ def test_an_overlay_shows_the_photograph_with_a_legend(model: Model) -> None:
         (np.zeros((3, 3), np.uint8), "the mask is of shape (3, 3) and the photograph of (40, 50)"),
         (np.full((40, 50), 4, np.uint8), "whole labels from 0 to 3"),
         (np.zeros((40, 50), np.float32), "whole labels from 0 to 3"),
+        (None, "a mask is an array or a tensor, as predict gives it, not of type NoneType"),
+        ([np.zeros((40, 50), np.uint8)], "not of type list"),
     ],
 )
 def test_an_overlay_refuses_what_is_no_mask_of_the_photograph(model: Model, mask: Any, sentence: str) -> None:
@@ -209,7 +212,7 @@ def test_an_overlay_refuses_what_is_no_mask_of_the_photograph(model: Model, mask
     [
         ({"tile": 100}, "tile 100: must be auto, none or a multiple of 32 from 64"),
         ({"tile": 32}, "a multiple of 32 from 64"),
-        ({"tile": "none"}, "tile none"),
+        ({"tile": "whole"}, "tile whole"),
         ({"tile": True}, "tile True"),
         ({"tile": 64, "overlap": 64}, "overlap 64: must be a multiple of 32 from 0 and below the tile's 64"),
         ({"overlap": 10}, "overlap 10"),
@@ -222,6 +225,20 @@ def test_options_out_of_range_are_told(model: Model, options: dict[str, Any], se
     with pytest.raises(UserError) as caught:
         model.predict(np.zeros((8, 8, 3), np.uint8), **options)
     assert sentence in str(caught.value)
+
+
+def test_none_is_taken_as_a_word_too(small_model: Model, scene: Scene) -> None:
+    image = scene(96, 120)
+    for words, values in (({"resize": "none"}, {"resize": None}), ({"tile": "none"}, {"tile": None})):
+        assert (small_model.predict(image, **words) == small_model.predict(image, **values)).all()
+    with pytest.raises(UserError, match=r"^--tile 33: must be auto, none or a multiple of 32 from 64$"):
+        check_tile(33, "--tile")
+
+
+def test_an_overlay_takes_a_prediction(small_model: Model, scene: Scene) -> None:
+    image = scene(60, 50)
+    prediction = small_model.predict(image, probabilities=True)
+    assert small_model.overlay(image, prediction) == small_model.overlay(image, prediction.mask)
 
 
 def test_load_takes_a_run_a_step_and_a_device(run: Path, scene: Scene, lively: Lively) -> None:
@@ -239,6 +256,8 @@ def test_load_takes_a_run_a_step_and_a_device(run: Path, scene: Scene, lively: L
     [
         ({"step": 0}, "step 0 is not finished"),
         ({"device": "gpu"}, "device gpu: there is no such device here"),
+        ({"device": "meta"}, "device meta: there is no such device here"),
+        ({"device": "privateuseone"}, "device privateuseone: there is no such device here"),
         ({"precision": "8-true"}, "precision 8-true: must be one of 32-true"),
         ({"revision": "main"}, "a folder has no revision"),
     ],

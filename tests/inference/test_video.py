@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from fmwiss.errors import UserError
-from fmwiss.inference.video import VideoReader, VideoWriter
+from fmwiss.inference.video import VideoReader, VideoWriter, is_our_video
 
 av = pytest.importorskip("av", reason="videos need PyAV (fmwiss[video])")
 
@@ -120,3 +121,42 @@ def test_sound_alone_is_no_video(tmp_path: Path) -> None:
         container.mux(stream.encode())
     with pytest.raises(UserError, match="has no pictures, only sound"):
         VideoReader(path)
+
+
+def test_without_any_stream_it_is_truncated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.mp4", [0, 40])
+    container = SimpleNamespace(streams=SimpleNamespace(video=(), audio=()), close=lambda: None)
+    monkeypatch.setattr(av, "open", lambda _: container)
+    with pytest.raises(UserError, match="cannot be read, it is truncated or no video"):
+        VideoReader(path)
+
+
+def test_a_damaged_video_is_none_of_ours(tmp_path: Path) -> None:
+    whole = write(tmp_path / "a.mp4", [0, 40, 80])
+    assert is_our_video(whole)
+    content, damaged = whole.read_bytes(), tmp_path / "damaged.mp4"
+    for length in range(0, len(content) - 200, 23):
+        damaged.write_bytes(content[:length])
+        assert not is_our_video(damaged)
+
+
+@pytest.mark.parametrize("kind", ["EOFError", "PatchWelcomeError", "MemoryError"])
+def test_what_ffmpeg_raises_is_no_video_of_ours(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: str) -> None:
+        raise getattr(av.error, kind)(1, "damaged")
+
+    monkeypatch.setattr(av, "open", fail)
+    assert not is_our_video(tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize(("done", "sentence"), [(1, "after 1 frame;"), (2, "after 2 frames;")])
+def test_frames_are_counted_in_words(
+    done: int, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fmwiss.inference import video
+
+    sizes = iter([(4, 6)] * done + [(6, 4)])
+    monkeypatch.setattr(video, "_upright", lambda _: torch.zeros(3, *next(sizes), dtype=torch.uint8))
+    with VideoReader(write(tmp_path / "a.mp4", [0, 40, 80])) as reader, pytest.raises(UserError) as caught:
+        list(reader)
+    assert sentence in str(caught.value)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from fmwiss.data.photographs import read_photograph
 from fmwiss.errors import UserError
 from fmwiss.files import write_atomically
 from fmwiss.inference.media import Medium
-from fmwiss.inference.model import Mask, Model, Tile
+from fmwiss.inference.model import Mask, Model, Resize, Tile
 from fmwiss.inference.video import VideoReader, VideoWriter
 from fmwiss.reporting.pictures import overlay, save_indexed_png, save_png
 from fmwiss.reporting.progress import track
@@ -29,7 +29,7 @@ class Options:
     """How to predict; see :meth:`fmwiss.Model.predict`."""
 
     tile: Tile = "auto"
-    resize: int | Literal["trained"] | None = "trained"
+    resize: Resize = "trained"
     batch_size: int = 8
     frames: bool = False
     """Whether every frame's mask is written, too."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from timm.layers import Conv2dSame
+from timm.layers import AvgPool2dSame, Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -93,9 +93,21 @@ class _SameConvolution(nn.Conv2d):
         )
 
 
+class _SameAveragePool(nn.AvgPool2d):
+    """TensorFlow's padding for a stride of 1, which is a constant; timm computes it from the sides nevertheless."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = self.kernel_size  # type: ignore[misc]  # timm's is always a pair
+        left, top = (width - 1) // 2, (height - 1) // 2
+        padded = F.pad(images, (left, width - 1 - left, top, height - 1 - top))
+        return F.avg_pool2d(padded, self.kernel_size, 1, 0, self.ceil_mode, self.count_include_pad)
+
+
 def _simplify_padding(network: nn.Module) -> None:
-    """Let the convolutions with TensorFlow's padding compute it in a way that can be exported."""
+    """Let the layers with TensorFlow's padding compute it in a way that can be exported."""
     for module in network.modules():
+        if isinstance(module, AvgPool2dSame) and module.stride == (1, 1):
+            module.__class__ = _SameAveragePool  # type: ignore[assignment]
         if (
             isinstance(module, Conv2dSame)
             and module.stride == (2, 2)
@@ -124,11 +136,18 @@ def export(model: Model, path: str | Path, format: Format = "onnx") -> ExportRep
         The figures of the comparison.
 
     Raises:
-        UserError: a package is missing, the network cannot be exported, or what it became answers differently.
+        UserError: a package is missing, the path ends as the other format's files do, the network cannot be exported,
+            or what it became answers differently.
     """
     path = Path(path)
     if format not in ("onnx", "torch"):
         raise UserError(f"format {format}: must be onnx or torch")
+    other = next((other for other, suffix in _SUFFIXES.items() if path.suffix.lower() == f".{suffix}"), format)
+    if other != format:
+        raise UserError(
+            f"{path}: ends as a file of format {other}, not of {format}; give format {other} or the ending "
+            f".{_SUFFIXES[format]}"
+        )
     if path.is_dir():
         example = path / f"model.{_SUFFIXES[format]}"
         raise UserError(f"{path}: is a folder; give the name of a file in it, as in {example}")
@@ -230,7 +249,10 @@ def _onnx_run(path: Path) -> Run:
 
 def _torch_bytes(program: torch.export.ExportedProgram, metadata: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
-    torch.export.save(program, buffer, extra_files={METADATA: json.dumps(metadata)})
+    try:
+        torch.export.save(program, buffer, extra_files={METADATA: json.dumps(metadata)})
+    except Exception as error:  # as above
+        raise UserError(f"this network cannot be written as a torch archive ({first_line(error)})") from error
     return buffer.getvalue()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tempfile
 from pathlib import Path
@@ -12,6 +13,7 @@ from fmwiss.errors import UserError
 from fmwiss.files import write_atomically
 from fmwiss.foundation.weights import first_line, hub_host_found
 from fmwiss.inference.card import CARD, model_card
+from fmwiss.inference.folders import step_of_run
 from fmwiss.inference.record import RECORD, ModelRecord, record_of
 from fmwiss.models import Segmenter, last_step, load_segmenter
 
@@ -53,10 +55,9 @@ def _open_folder(folder: Path, step: int | None) -> tuple[Segmenter, tuple[Path,
         return load_segmenter(folder, step), (folder, step)
     if step is not None:
         raise UserError(f"{folder}: is a single model, without steps; leave the step out, or give the run's folder")
-    number = re.fullmatch(r"step(\d+)", folder.name)
-    if number and (folder.parent / "config.yaml").is_file():
-        return Segmenter.load(folder), (folder.parent, int(number[1]))
-    return Segmenter.load(folder), (folder, None)
+    number = step_of_run(folder)
+    origin = (folder, None) if number is None else (Path(os.path.abspath(folder)).parent, number)
+    return Segmenter.load(folder), origin
 
 
 def _fetch(name: str, revision: str | None) -> Path:
@@ -102,6 +103,8 @@ def save_pretrained(
         raise UserError(f"{folder}: is a file; give a folder to save the model in")
     if (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: is a run's folder; give another one to save the model in")
+    if step_of_run(folder) is not None:
+        raise UserError(f"{folder}: is the folder of a run's step; give another one to save the model in")
     model.segmenter.save(folder)
     _write(folder / RECORD, json.dumps(record.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
     _write(folder / CARD, model_card(record, name or folder.resolve().name))

@@ -40,9 +40,12 @@ def to_tensor(image: Photograph) -> Tensor:
             or of floats in [0, 1].
 
     Raises:
-        UserError: it is none of these, or a file that cannot be read.
+        UserError: it is none of these, a folder, or a file that cannot be read.
     """
     if isinstance(image, str | Path):
+        if Path(image).is_dir():
+            files = f"sorted(Path({str(image)!r}).glob('*.jpg'))"
+            raise UserError(f"{image}: is a folder; give the files in it, as in {files}")
         return read_photograph(Path(image))
     if isinstance(image, Image.Image):
         return _from_picture(image)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fmwiss.errors import UserError
+from fmwiss.inference.folders import holds_model
 from fmwiss.inference.video import is_our_video
 from fmwiss.reporting.pictures import is_ours
 
@@ -55,7 +56,8 @@ def find_media(names: Sequence[str | Path], out: Path, frames: bool = False) -> 
         frames: whether masks of videos' frames will go there, too.
 
     Raises:
-        UserError: a name stands for nothing, two files' results would go to one place, or a file would be overwritten.
+        UserError: a name stands for nothing, a folder cannot be read, two files' results would go to one place, among
+            a model's files, or over a file.
     """
     media: dict[Path, Medium] = {}
     for name in names:
@@ -88,7 +90,7 @@ def _expanded(name: str, out: Path) -> Iterator[tuple[Path, Path]]:
 
 def _of_folder(folder: Path, out: Path) -> Iterator[tuple[Path, Path]]:
     found = False
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in _walk(folder):
         seen = [name for name in folders if not name.startswith(".") and not _lies_in(Path(parent, name), out)]
         folders[:] = sorted(seen)
         for name in sorted(files):
@@ -101,6 +103,15 @@ def _of_folder(folder: Path, out: Path) -> Iterator[tuple[Path, Path]]:
             f"{folder} is a folder without photographs and videos; what ends in .jpg, .png, .webp, .mp4 or the like is "
             "taken"
         )
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As ``os.walk`` has it, which alone would pass over what may not be read."""
+
+    def fail(error: OSError) -> None:
+        raise UserError(f"the folder {error.filename} cannot be read: {error.strerror}") from error
+
+    return os.walk(folder, onerror=fail)
 
 
 def _fixed_part(pattern: str) -> Path:
@@ -123,6 +134,8 @@ def _check_results(media: Sequence[Medium], out: Path, frames: bool) -> None:
         raise UserError("there is nothing to predict: what the patterns match are no files")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file where a folder is needed")
+    if holds_model(out):
+        raise UserError(f"--out {out} is the folder of a run or a model, where nothing else goes; give another --out")
     writers: dict[Path, Path] = {}
     inputs = {medium.path.resolve() for medium in media}
     for medium in media:
@@ -133,7 +146,7 @@ def _check_results(media: Sequence[Medium], out: Path, frames: bool) -> None:
                     f"the masks of {medium.path}'s frames would lie among others, such as {foreign}, which this "
                     "version of fmwiss has not written; give another --out"
                 )
-        for target in (medium.mask, medium.overlay):
+        for target in (medium.overlay,) if medium.is_video and not frames else (medium.mask, medium.overlay):
             if target.resolve() in inputs:
                 raise UserError(
                     f"the prediction of {medium.path} would overwrite the photograph {target}; give another --out"

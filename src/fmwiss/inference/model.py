@@ -24,7 +24,8 @@ from fmwiss.models import Segmenter
 
 Mask: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]]"
 Scores: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
-Tile: TypeAlias = Literal["auto"] | int | None
+Tile: TypeAlias = Literal["auto", "none"] | int | None
+Resize: TypeAlias = Literal["trained", "none"] | int | None
 Precision: TypeAlias = Literal["32-true", "16-mixed", "bf16-mixed"]
 
 LARGEST_WHOLE = 2048 * 2048
@@ -97,7 +98,7 @@ class Model:
         probabilities: Literal[False] = False,
         tile: Tile = "auto",
         overlap: int | None = None,
-        resize: int | Literal["trained"] | None = "trained",
+        resize: Resize = "trained",
         batch_size: int = 8,
     ) -> Mask: ...
 
@@ -109,7 +110,7 @@ class Model:
         probabilities: bool = False,
         tile: Tile = "auto",
         overlap: int | None = None,
-        resize: int | Literal["trained"] | None = "trained",
+        resize: Resize = "trained",
         batch_size: int = 8,
     ) -> Any: ...
 
@@ -121,7 +122,7 @@ class Model:
         probabilities: bool = False,
         tile: Tile = "auto",
         overlap: int | None = None,
-        resize: int | Literal["trained"] | None = "trained",
+        resize: Resize = "trained",
         batch_size: int = 8,
     ) -> Any:
         """Segment photographs of any sizes.
@@ -132,12 +133,13 @@ class Model:
                 and tensors ``(B, 3, H, W)`` are several.
             probabilities: give those of every label too.
             tile: side in pixels, at the working size, of windows that a larger photograph is cut into; the logits of
-                overlapping windows are blended. A photograph that fits into one is treated as with None, which never
-                cuts. ``auto`` cuts photographs of more than ``LARGEST_WHOLE`` pixels into windows of 1024. A window's
-                border knows less of its surroundings than it would in the whole, so results differ a little.
+                overlapping windows are blended. A photograph that fits into one is treated as with None (or ``none``,
+                as the command line has it), which never cuts. ``auto`` cuts photographs of more than ``LARGEST_WHOLE``
+                pixels into windows of 1024. A window's border knows less of its surroundings than it would in the
+                whole, so results differ a little.
             overlap: of windows in pixels; by default a quarter of ``tile``. Both are multiples of 32.
             resize: length in pixels that the shorter side is scaled to for the model, its working size: by default the
-                one that it was trained with; None keeps a photograph's own size.
+                one that it was trained with; None (or ``none``) keeps a photograph's own size.
             batch_size: photographs of one size, or windows, that go through the network at once.
 
         Returns:
@@ -178,19 +180,19 @@ class Model:
                 results[index] = _collect(rows, size, len(self.class_names), probabilities)
         return results[0] if single else results
 
-    def overlay(self, image: Photograph, mask: Mask | Tensor) -> Image.Image:
+    def overlay(self, image: Photograph, mask: Mask | Tensor | Prediction) -> Image.Image:
         """The photograph with the classes' colours laid over it and a legend of those present below.
 
         Args:
             image: as :meth:`predict` takes it.
-            mask: what :meth:`predict` gave for it, ``(H, W)``.
+            mask: what :meth:`predict` gave for it: ``(H, W)``, or a :class:`Prediction`, whose mask is taken.
 
         Raises:
-            UserError: the mask has another size than the photograph, or labels that the model does not have.
+            UserError: the mask is none, has another size than the photograph, or labels that the model does not have.
         """
         from fmwiss.reporting.pictures import overlay
 
-        photograph, labels = to_tensor(image), torch.as_tensor(mask)
+        photograph, labels = to_tensor(image), _labels(mask)
         if photograph.is_floating_point():
             photograph = (photograph * 255).round().to(torch.uint8)
         if labels.shape != photograph.shape[-2:]:
@@ -351,18 +353,26 @@ def torch_device(name: str | torch.device, what: str = "device") -> torch.device
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # unknown, not compiled in, not there
+        torch.zeros(1, device=device).cpu()  # meta takes all tensors and gives none back
+    except (RuntimeError, AssertionError, ImportError) as error:  # unknown or not there, not compiled in, a plugin's
         raise UserError(f"{what} {name}: there is no such device here; give auto, cpu or cuda:0") from error
     return device
 
 
-def check_tile(tile: Tile) -> int:
-    """The side of windows in pixels, or :class:`UserError` where ``tile`` is none that :meth:`Model.predict` takes."""
-    side = AUTOMATIC_TILE if tile is None or tile == "auto" else tile
+def check_tile(tile: Tile, what: str = "tile") -> int:
+    """The side of windows in pixels, or :class:`UserError` about ``what`` where :meth:`Model.predict` takes no such."""
+    side = AUTOMATIC_TILE if tile is None or tile in ("auto", "none") else tile
     if isinstance(side, bool) or not isinstance(side, int) or side < SMALLEST_TILE or side % ALIGNMENT:
-        raise UserError(f"tile {tile}: must be auto, none or a multiple of {ALIGNMENT} from {SMALLEST_TILE}")
+        raise UserError(f"{what} {tile}: must be auto, none or a multiple of {ALIGNMENT} from {SMALLEST_TILE}")
     return side
+
+
+def _labels(mask: Mask | Tensor | Prediction) -> Tensor:
+    """A mask as a tensor, whichever of them it is."""
+    labels = mask.mask if isinstance(mask, Prediction) else mask
+    if not isinstance(labels, np.ndarray | Tensor):
+        raise UserError(f"a mask is an array or a tensor, as predict gives it, not of type {type(labels).__name__}")
+    return torch.as_tensor(labels)
 
 
 def _tiling(tile: Tile, overlap: int | None) -> tuple[int, int]:
@@ -374,17 +384,19 @@ def _tiling(tile: Tile, overlap: int | None) -> tuple[int, int]:
     return side, margin
 
 
-def _resize(resize: int | Literal["trained"] | None, trained: int | None) -> int | None:
+def _resize(resize: Resize, trained: int | None) -> int | None:
+    if resize is None or resize == "none":
+        return None
     if resize == "trained":
         return trained
-    if resize is not None and (isinstance(resize, bool) or not isinstance(resize, int) or resize < 1):
+    if isinstance(resize, bool) or not isinstance(resize, int) or resize < 1:
         raise UserError(f"resize {resize}: must be trained, none or a number of pixels from 1")
     return resize
 
 
 def _fits(work: tuple[int, int], tile: Tile, side: int) -> bool:
     """Whether a photograph goes through the model in one piece."""
-    if tile is None:
+    if tile is None or tile == "none":
         return True
     return work[0] * work[1] <= LARGEST_WHOLE if tile == "auto" else max(work) <= side
 

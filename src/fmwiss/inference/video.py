@@ -52,10 +52,11 @@ class VideoReader:
         try:
             self._container = av.open(str(path))
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read, it is truncated or no video") from error
+            raise UserError(_unreadable(path)) from error
         if not self._container.streams.video:
+            only_sound = bool(self._container.streams.audio)  # what breaks off early has no streams at all
             self._container.close()
-            raise UserError(f"{path} has no pictures, only sound")
+            raise UserError(f"{path} has no pictures, only sound" if only_sound else _unreadable(path))
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
         self.time_base: Fraction = self._stream.time_base or Fraction(1, 1000)
@@ -87,11 +88,13 @@ class VideoReader:
                 before = max(pts, before + 1)
                 image = _upright(frame)
                 if image.shape != (size := size or image.shape):
-                    raise UserError(f"{self.path} changes its size after {done} frames; only those before can be used")
+                    raise UserError(
+                        f"{self.path} changes its size after {_frames(done)}; only what comes before can be used"
+                    )
                 yield Frame(image, before)
                 done += 1
         except (av.FFmpegError, OSError) as error:
-            raise UserError(f"{self.path} breaks off after {done} frames") from error
+            raise UserError(f"{self.path} breaks off after {_frames(done)}") from error
         if not done:
             raise UserError(f"{self.path} has no frames")
 
@@ -169,16 +172,26 @@ def is_our_video(path: Path) -> bool:
     """Whether a file is a video of :class:`VideoWriter`'s; without PyAV, which writes them, it is none."""
     try:
         import av
-
+    except ImportError:
+        return False
+    try:
         with av.open(str(path)) as container:
             return container.metadata.get("comment") == _SIGNATURE
-    except (ImportError, OSError, ValueError):
+    except (av.FFmpegError, OSError, ValueError):  # not all that FFmpeg finds wrong is one of Python's own
         return False
 
 
 def require_video(path: Path) -> None:
     """Raise :class:`UserError` where PyAV, which videos need, is not installed."""
     require(f"the video {path}", "video", "av")
+
+
+def _unreadable(path: Path) -> str:
+    return f"{path} cannot be read, it is truncated or no video"
+
+
+def _frames(number: int) -> str:
+    return f"{number} frame{'s' if number != 1 else ''}"
 
 
 def _upright(frame: av.VideoFrame) -> Tensor:

@@ -226,7 +226,10 @@ class Segmenter(nn.Module):
             raise UserError(f"{description_file}: is not a model description of fmwiss ({error}).") from error
         model = _build(cls if kind is Architecture else _adapted_class(), architecture, description_file)
         try:
+            weights_file.open("rb").close()  # safetensors says of what may not be read that it is missing
             state = load_file(weights_file)
+        except PermissionError as error:
+            raise UserError(f"{weights_file}: cannot be read: {error.strerror}.") from error
         except (OSError, SafetensorError) as error:
             raise UserError(f"{weights_file}: cannot be read ({error}); train the step again.") from error
         try:
@@ -259,16 +262,42 @@ def last_step(run: Path) -> int:
     """The last finished step of a run."""
     steps = finished_steps(run)
     if not steps:
-        raise UserError(f"{run}: holds no finished step; `fmwiss train` with the same --out goes on where it was.")
+        raise _without_steps(run)
     return steps[-1]
 
 
 def finished_step(run: Path, step: int) -> int:
     """``step`` itself, when the run has finished it."""
     steps = finished_steps(run)
+    if not steps:
+        raise _without_steps(run)
     if step not in steps:
         raise UserError(f"{run}: step {step} is not finished there; finished steps: {steps or 'none'}.")
     return step
+
+
+def _without_steps(run: Path) -> UserError:
+    """What is wrong with a folder without a finished step, which need not be a run's."""
+    if (run / "config.yaml").is_file() or any(run.glob("step*")):
+        return UserError(f"{run}: holds no finished step; `fmwiss train` with the same --out goes on where it was.")
+    if _is_of_another_library(run / "config.json"):
+        return UserError(
+            f"{run}: holds no finished step and no model.json, its config.json is another library's; `fmwiss extend` "
+            "takes such a model."
+        )
+    return UserError(
+        f"{run}: is no run and no saved model, it holds no finished step and no model.json; give the folder that "
+        "`fmwiss train --out` or save_pretrained wrote."
+    )
+
+
+def _is_of_another_library(file: Path) -> bool:
+    """Whether a ``config.json`` describes a model that can be extended, by what such have and ours has not."""
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(settings, dict) and ("_model_class" in settings or "model_type" in settings)
 
 
 def _no_such_stride(architecture: Architecture) -> UserError:

@@ -510,9 +510,16 @@ class _Figures:
                 if term == disagreement.OLD:
                     terms[term] = disagreement.old_term(stages["refined"], labels)
                 else:
+                    self._check_names(term, names, model)
                     places = [model.class_names.index(name) for name in names]
                     terms[term] = disagreement.new_term(stages["refined"], labels, places)
         return {name: {term: values[place] for term, values in terms.items()} for place, name in enumerate(names)}
+
+    def _check_names(self, term: str, names: Sequence[str], model: Any) -> None:
+        """Raise :class:`UserError` where a step's model, as after another's was copied over it, lacks its classes."""
+        unknown = [name for name in names if name not in model.class_names]
+        if unknown:
+            raise UserError(f"{self.models[term]}: the model there does not know {unknown[0]}; train the step again")
 
     def _read(self) -> dict[str, dict[str, dict[str, float]]]:
         """What is kept; nothing where it is of other masks or models, or damaged: then it is computed again."""

@@ -345,6 +345,12 @@ def test_what_cannot_be_done_with_a_folder(
     assert not list(tmp_path.glob("out/step*"))
 
 
+def test_a_file_of_tags_is_no_folder_to_check(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = Folder(tmp_path / "data")
+    assert cli.run(["data", "check", str(folder.root / "tags.csv")]) == 2
+    assert re.search(r"tags\.csv is a file; give the folder of photographs", sentence(capfd.readouterr().err))
+
+
 def test_the_program_itself_tells_a_fault_and_exits_with_2(tmp_path: Path) -> None:
     folder = Folder(tmp_path / "data")
     folder.write("tags.csv", "file,tags\n4.jpg,owl,cat\n")

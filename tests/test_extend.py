@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -28,7 +29,7 @@ from fmwiss.data.emoji import EmojiSeg
 from fmwiss.data.memory import MemoryBank
 from fmwiss.data.voc import VOID
 from fmwiss.errors import UserError
-from fmwiss.extension import trial
+from fmwiss.extension import checks, extend, trial
 from fmwiss.extension.extend import Order, Plan, carry_out, make_plan, measure
 from fmwiss.extension.settings import Wishes, negatives
 from fmwiss.extension.source import ExtensionSource, open_masked, open_tagged, tagged_source
@@ -39,6 +40,7 @@ from fmwiss.models import load_segmenter
 from fmwiss.models.adapted import AdaptedSegmenter
 from fmwiss.review.session import Place, find_target, open_session
 from fmwiss.training import loop as training_loop
+from fmwiss.training import run as training_run
 from foreign_models import save_segformer, save_smp
 
 SCENES = 24
@@ -276,11 +278,45 @@ def test_photographs_without_the_class_show_where_it_is_not(foreign: Path, data:
     assert make_plan(two).config.data.negatives == 0  # each one's show where the other is not
 
 
-def test_settings_that_others_are_counted_by_are_options(foreign: Path, data: Path, tmp_path: Path) -> None:
+def test_the_warm_up_follows_the_epochs_in_force(foreign: Path, data: Path, tmp_path: Path) -> None:
+    plain = order(foreign, data, tmp_path / "run")
+    for wishes, warmup in (
+        (Wishes(epochs=1, overrides=FOUNDATION), 1),
+        (Wishes(epochs=12, overrides=FOUNDATION), 7),
+        (Wishes(overrides=[*FOUNDATION, "training.steps.epochs=20"]), 12),
+        (Wishes(epochs=12, overrides=[*FOUNDATION, "method={warmup_epochs: 3}"]), 3),
+    ):
+        method = make_plan(replace(plain, wishes=wishes)).config.method
+        assert method.warmup_epochs == warmup  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("data.tags=foo.csv", r"--set data.tags=foo.csv: extend settles it as .*tags.csv; give --tags instead"),
+        ("data.source=coco", "give --images and --tags instead"),
+        ("data.train_split=all", "give --split instead"),
+        ("data.val_split=all", "give --val instead"),
+        ("data.also=[all]", "give --val instead"),
+        ("data.negatives=2", r"--set data.negatives=2.0: .*give --negatives instead"),
+        ("data={negatives: 2}", r"--set data.negatives=2.0: .*give --negatives instead"),
+        ("method.untagged_absent=true", "give --tags-complete or --tags-partial instead"),
+        ("protocol.setting=disjoint", "extend settles it as overlap; leave it out"),
+        ("protocol.steps=[[boat],[sheep]]", "give --classes instead"),
+        ("segmenter.encoder=resnet18", "leave it out, for the model is extended as it is"),
+    ],
+)
+def test_what_extend_settles_cannot_be_set(
+    override: str, sentence: str, foreign: Path, data: Path, tmp_path: Path
+) -> None:
+    asked = order(foreign, data, tmp_path / "run")
+    with pytest.raises(UserError, match=sentence):
+        make_plan(replace(asked, wishes=replace(asked.wishes, overrides=[*QUICK, override])))
+
+
+def test_shares_of_photographs_are_numbers(foreign: Path, data: Path, tmp_path: Path) -> None:
     asked = order(foreign, data, tmp_path / "run")
     for more, message in (
-        ({"overrides": [*QUICK, "data.negatives=2"]}, r"--set data.negatives=2: .*give --negatives instead"),
-        ({"overrides": [*QUICK, "method.untagged_absent=true"]}, r"give --tags-complete or --tags-partial instead"),
         ({"tags_complete": True, "negatives": float("inf")}, r"--negatives inf: must be a number"),
         ({"tags_complete": True, "negatives": float("nan")}, r"--negatives nan: must be a number"),
     ):
@@ -300,6 +336,16 @@ def test_a_batch_that_was_cut_goes_on(foreign: Path, data: Path, tmp_path: Path)
         make_plan(replace(asked, wishes=replace(asked.wishes, batch_size=98)))
     with pytest.raises(UserError, match=r"begun with tags_complete = False and True"):
         make_plan(replace(asked, wishes=replace(asked.wishes, tags_complete=True)))
+
+
+def test_a_batch_that_is_set_is_cut_too(foreign: Path, data: Path, tmp_path: Path) -> None:
+    asked = order(foreign, data, tmp_path / "run", classes=NEW)
+    few = ["data.fraction=0.5", "training.steps.batch_size=500"]
+    asked = replace(asked, wishes=replace(asked.wishes, epochs=1, overrides=[*QUICK, *few]))
+    plan = make_plan(asked)
+    assert plan.config.training.steps.batch_size == round(len(plan.source.tags) / 2) > 1
+    carry_out(plan, "32-true")
+    assert make_plan(asked).finished
 
 
 @pytest.mark.parametrize("judged", [True, False])
@@ -341,6 +387,9 @@ def test_a_misspelt_class_of_masks_is_told(background: bool, tmp_path: Path) -> 
     assert f"these count as {counted}: dgo, and they have none of dog; check the spelling" in source.told_of_unknown()
     known = ExtensionSource(["dgo", "owl", "cat"], validation, {}, [], validation, ids, background, seed=0)
     assert known.unknown == () and known.told_of_unknown() is None
+    assert known.told_of_lacking(["owl"]) is None
+    told = known.told_of_lacking(["owl", "cat"])
+    assert told is not None and "have none of the new class cat, so that their IoU cannot be told" in told
 
 
 @pytest.mark.parametrize("spoilt", [{"classes": 2}, {"tags": 5}, {"classes": [5]}, {"classes": []}])
@@ -447,7 +496,7 @@ SPOILT: dict[str, tuple[str, Spoil, list[str], str]] = {
     ),
     "spoilt weights of a run": ("run", lambda m: truncate(m / "step1/model.safetensors"), [], "cannot be read"),
     "a gap": ("run", lambda m: shutil.rmtree(m / "step0"), [], "step 0 is missing there"),
-    "learning rate": ("unet", lambda m: None, ["--learning-rate", "-1"], "must be greater than 0"),
+    "learning rate": ("unet", lambda m: None, ["--learning-rate", "-1"], "must be a number that is greater"),
     "unknown key": ("unet", lambda m: None, ["--set", "training.steps.epoch=3"], "unknown key training.steps.epoch"),
     "another method": ("unet", lambda m: None, ["--set", "method.name=wilson"], "extended by fmwiss or finetuning"),
 }
@@ -503,11 +552,110 @@ def test_what_was_begun_does_not_go_on_otherwise(extended: Path, foreign: Path, 
     first = next(line for line in more_tags.read_text().splitlines()[1:] if "sheep" not in line)
     more_tags.write_text(more_tags.read_text().replace(first, first.split(",")[0] + ",sheep"))
     assert make_plan(same).finished  # what is done is done
-    shutil.rmtree(tmp_path / "run/step1")
+    (tmp_path / "run/step1/model.json").unlink()
+    (tmp_path / "run/step1/state").mkdir()
+    (tmp_path / "run/step1/state/checkpoint").touch()
     with pytest.raises(UserError, match=r"begun with other tags than those of .*tags\.csv now"):
         make_plan(same)
     with pytest.raises(UserError, match=r"begun with config = nothing and .*a\.yaml"):
         make_plan(replace(order(foreign, data, extended), wishes=Wishes(**config)))
+
+
+def test_what_failed_before_its_first_checkpoint_is_begun_anew(
+    foreign: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the failed one, which had other settings and another order of classes, nothing is left."""
+
+    def fail(*_: object) -> None:
+        raise UserError("the disk is full")
+
+    out = tmp_path / "run"
+    first = order(foreign, data, out, wishes={"seed": 1}, labels=["background", "dog", "cat"], precision="bf16-mixed")
+    with monkeypatch.context() as patch:
+        patch.setattr(training_run._Run, "do_step", fail)
+        with pytest.raises(UserError, match="the disk is full"):
+            carry_out(make_plan(first), "bf16-mixed")
+    assert (out / "config.yaml").is_file() and (out / "step0/model.json").is_file()
+    plan = make_plan(order(foreign, data, out))
+    assert not plan.begun and not plan.finished
+    carry_out(plan, "32-true")
+    assert load_segmenter(out, 0).class_names == ("background", "cat", "dog")
+    assert load_config(out / "config.yaml").training.seed == 0
+    assert json.loads((out / "extension.json").read_text())["precision"] == "32-true"
+
+
+def test_two_extensions_do_not_begin_in_one_folder(foreign: Path, data: Path, tmp_path: Path) -> None:
+    plan = make_plan(order(foreign, data, tmp_path / "run"))
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run/.lock"), pytest.raises(UserError, match="another fmwiss extend is at work there"):
+        carry_out(plan, "32-true")
+
+
+BEFORE_THE_TRIAL: dict[str, tuple[list[str], str]] = {
+    "precision": (["--precision", "16-mixed"], "--precision 16-mixed: half precision with a scaler needs a GPU"),
+    "out below a file": (["--out", "{tmp}/old.yaml/run"], "--out .*run: .*old.yaml is a file where a folder is needed"),
+    "out that is a file": (["--out", "{tmp}/old.yaml"], "--out .*old.yaml is a file where a folder is needed"),
+    "cache that is a file": (["--cache", "{tmp}/old.yaml"], "--cache .*old.yaml is a file where a folder is needed"),
+    "out among photographs": (["--out", "{new}/images/run"], "lies among the photographs of .*images, as which"),
+    "out among photographs without a folder": (
+        ["--images", "{new}/images", "--out", "{new}/images/run"], "lies among the photographs of .*images, as which"
+    ),
+    "too few": (["--set", "data.fraction=0.01"], r"a batch would have 1 photograph\(s\), and .* raise --batch-size"),
+    "too many processes": (["--devices", "99"], r"and 99 process\(es\) need at least 198"),
+    "no number": (["--learning-rate", "nan"], "--learning-rate nan: must be a number that is greater than 0"),
+    "infinity": (["--learning-rate", "inf"], "--learning-rate inf: must be a number that is greater than 0"),
+}
+
+
+@pytest.mark.parametrize("case", BEFORE_THE_TRIAL)
+def test_what_can_be_known_is_told_before_the_trial(
+    case: str, foreign: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    if case == "precision" and torch.cuda.is_available():
+        pytest.skip("a GPU has half precision")
+    monkeypatch.setattr(extend, "try_out", lambda *_: pytest.fail("the trial has begun"))
+    (tmp_path / "old.yaml").touch()
+    options, sentence = BEFORE_THE_TRIAL[case]
+    more = [word.format(tmp=tmp_path, new=data / "new") for word in options]
+    command = ["extend", foreign, "--images", data / "new", "--tags", data / "tags.csv", "--classes", "sheep",
+               "--out", tmp_path / "run", "--dry-run", *words(*more)]
+    assert run([str(word) for word in command]) == 2
+    told = capfd.readouterr()
+    assert re.search(sentence, told.err) and told.err.count("\n") == 1 and not told.out
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks.check_folder("--out", tmp_path / "a/b")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(UserError, match=rf"--out {tmp_path}/a/b: {tmp_path} cannot be written to; give another"):
+        checks.check_folder("--out", tmp_path / "a/b")
+
+
+def test_a_run_beside_photographs_is_not_among_them(foreign: Path, data: Path) -> None:
+    assert not make_plan(order(foreign, data, data / "new/run")).begun
+
+
+def test_missing_weights_are_told_before_the_first_iteration(
+    foreign: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial._Trial, "iterate", lambda *_, **__: pytest.fail("an iteration has begun"))
+    with pytest.raises(UserError, match="nowhere, is not a folder"):
+        measure(make_plan(order(foreign, data, tmp_path / "run", weights=tmp_path / "nowhere")))
+
+
+def test_new_classes_that_masks_lack_are_told(
+    foreign: Path, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    val = tmp_path / "val"
+    for name in ("images/1.png", "masks/1.png"):
+        (val / name).parent.mkdir(parents=True)
+        Image.new("L", (64, 64), 1).save(val / name)
+    (val / "classes.txt").write_text("cat\n")
+    command = ["extend", foreign, "--images", data / "new", "--tags", data / "tags.csv", "--classes", "sheep,boat",
+               "--out", tmp_path / "run", "--val", val, "--crop-size", 64, "--dry-run", *words()]
+    assert run([str(word) for word in command]) == 0
+    assert "have none of the new classes sheep, boat, so that their IoU" in capfd.readouterr().err
 
 
 def test_folders_are_the_same_however_they_are_written(

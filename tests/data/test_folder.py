@@ -136,6 +136,20 @@ def test_photographs_and_tags_may_lie_apart(folder: Path, tmp_path: Path) -> Non
     assert FolderSource(tmp_path, images=folder / "images", tags=elsewhere).tagged("dog") == ["b"]
 
 
+def test_tags_may_be_written_as_seen_from_any_folder_above(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = FolderSource(folder).photographs.paths
+    monkeypatch.chdir(folder.parent)
+    beginnings = ("images/", f"{folder.name}/images/", f"./{folder.name}/images/", f"{folder.resolve()}/images/")
+    names = [path.relative_to(folder / "images") for path in paths.values()]
+    rows = [f"{beginning}{name},owl" for beginning, name in zip(beginnings, names, strict=True)]
+    (tmp_path / "others.csv").write_text("file,tags\n" + "\n".join(rows) + "\n")
+    source = FolderSource(Path(folder.name), tags=tmp_path / "others.csv")
+    assert source.tagged("owl") == list(paths) and not source.absent
+    assert source.photographs.find(f"elsewhere/images/{names[0]}") is None
+
+
 def test_spellings_are_one_class_spelt_as_the_masks_class(folder: Path) -> None:
     mask(folder / "masks/a.png", [[0] * 12] * 7 + [[1] * 12])
     (folder / "classes.txt").write_text("Pallet-Jack\n")

@@ -34,8 +34,10 @@ def check_command(root: Path, layout: Layout | None, tags: Path | None, picture:
         as_json: print one JSON object.
 
     Raises:
-        UserError: something was found on which training would stop; everything is printed before.
+        UserError: ``root`` is a file, or something was found on which training would stop, after everything is printed.
     """
+    if root.is_file():
+        raise UserError(f"{root} is a file; give the folder of photographs, and other tags than its own by --tags")
     path = picture or Path(f"{root.resolve().name or 'data'}-check.png")
     if path.is_dir():
         raise UserError(f"--picture {path} is a folder; give the name of a file in it, as in {path / 'check.png'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from enum import Enum
 from pathlib import Path
@@ -133,8 +134,8 @@ def extend(
 
     processes = _devices(devices)
     checked = precision if precision == "auto" else _precision(precision)
-    if learning_rate is not None and learning_rate <= 0:
-        raise UserError(f"--learning-rate {learning_rate}: must be greater than 0")
+    if learning_rate is not None and not 0 < learning_rate < math.inf:
+        raise UserError(f"--learning-rate {learning_rate}: must be a number that is greater than 0")
     with contextlib.redirect_stdout(sys.stderr):
         from fmwiss.extension.extend import (
             Order,
@@ -184,9 +185,9 @@ def extend(
         from fmwiss.reporting.tables import settings_table
 
         _print(f"{model} + {', '.join(plan.new)} -> {out}", settings_table(table))
-        told = plan.source.told_of_unknown()
-        if told is not None:
-            _say(told)
+        for told in (plan.source.told_of_unknown(), plan.source.told_of_lacking(plan.new)):
+            if told is not None:
+                _say(told)
     if dry_run:
         return
     with contextlib.redirect_stdout(sys.stderr):

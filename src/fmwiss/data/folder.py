@@ -53,8 +53,10 @@ class Photographs:
     problems: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        folders = (self.folder.name, self.folder.resolve().as_posix())
-        self._prefixes = ("", *(f"{_composed(folder)}/" for folder in folders))
+        # as seen from any folder above, as the working directory may be
+        whole = [_composed(path.as_posix()) for path in (self.folder.absolute(), self.folder.resolve())]
+        ends = [path[place + 1 :] for path in whole for place, letter in enumerate(path) if letter == "/"]
+        self._prefixes = ("", *(f"{folder}/" for folder in dict.fromkeys((*whole, *ends)) if folder))
         self._by_name: dict[str, list[str]] = {}
 
     @classmethod
@@ -92,8 +94,8 @@ class Photographs:
     def find(self, written: str) -> str | None:
         """The id of the photograph that a file calls so; None where there is none.
 
-        It may be written with or without the folder and the suffix, and without sub-folders where no other photograph
-        has its name.
+        It may be written with or without the folder, those above it and the suffix, and without sub-folders where no
+        other photograph has its name.
 
         Raises:
             UserError: several have it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from filelock import FileLock, Timeout
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 from fmwiss.config import Config, check_resumable, load_config
 from fmwiss.data.memory import MemoryBank
@@ -29,7 +32,8 @@ from fmwiss.extension.base import (
     put_base,
     put_replay,
 )
-from fmwiss.extension.settings import Wishes, atrous_rates, has_gpu, negatives, settle
+from fmwiss.extension.checks import check_folder, check_machine, check_outside
+from fmwiss.extension.settings import Wishes, atrous_rates, has_gpu, learnt_from, settle, with_fitting_batch
 from fmwiss.extension.source import (
     RECORD,
     TAGS_CACHE,
@@ -42,7 +46,7 @@ from fmwiss.extension.trial import Estimate, try_out
 from fmwiss.files import write_atomically
 from fmwiss.methods import check_methods
 from fmwiss.models import finished_steps
-from fmwiss.training.run import BANK, TAGS, train
+from fmwiss.training.run import BANK, TAGS, is_begun, train
 
 LEAST_PHOTOGRAPHS = 2
 
@@ -103,7 +107,7 @@ class Plan:
         why: reasons for its main settings, by key.
         step: the number that the new step gets.
         replay: instances to paste.
-        begun: whether the run is there already.
+        begun: whether the run has a checkpoint or a model beyond the base's.
     """
 
     order: Order
@@ -119,7 +123,7 @@ class Plan:
     @property
     def finished(self) -> bool:
         """Whether there is nothing left to do."""
-        return self.order.out.is_dir() and self.step in finished_steps(self.order.out)
+        return self.begun and self.step in finished_steps(self.order.out)
 
 
 def make_plan(order: Order) -> Plan:
@@ -133,13 +137,15 @@ def make_plan(order: Order) -> Plan:
     wishes = order.wishes
     base = open_base(order.model, order.step, order.labels, order.background, order.trained_with)
     new = check_new_classes(order.classes, base)
-    if order.out.is_file():
-        raise UserError(f"--out {order.out} is a file; give a new folder for the run")
+    check_folder("--out", order.out)
+    if order.cache is not None:
+        check_folder("--cache", order.cache)
     if base.run is not None and base.run.resolve() == order.out.resolve():
         raise UserError(f"--out {order.out} is the run that is extended; give a new folder")
-    record = _record(order, base, new)
-    begun = _check_record(order.out, record, order.precision)
-    before = read_record(order.out / RECORD) if (order.out / RECORD).is_file() else {}
+    check_outside(order.out, order.images)
+    before = _recorded(order.out)
+    _check_record(order.out, before, _record(order, base, new), order.precision)
+    begun = bool(before) and _has_begun(order.out, before)
     batch_size = before.get("batch_size")  # of another process, or of a run that was killed
     if batch_size is not None:
         if wishes.batch_size not in (None, batch_size, before.get("asked_batch_size")):
@@ -160,7 +166,7 @@ def make_plan(order: Order) -> Plan:
     validation, validation_ids = (None, []) if order.validation is None else open_masked(order.validation, "--val")
     if validation is not None:
         _check_apart(training, [*tags, *without], validation, validation_ids, order.validation)
-    saved = load_config(order.out / "config.yaml") if begun else None
+    saved = load_config(order.out / "config.yaml") if begun and (order.out / "config.yaml").is_file() else None
     seed = wishes.seed if wishes.seed is not None else saved.training.seed if saved is not None else 0
     source = ExtensionSource(
         (*base.classes, *new), training, tags, without, validation, validation_ids, base.model.has_background, seed
@@ -172,10 +178,17 @@ def make_plan(order: Order) -> Plan:
     size = REPLAY_SIZE if replay is not None else _bank_size(base)
     config, why = settle(base, new, source, order.tags or "masks", size, wishes, has_gpu())
     if saved is not None:
-        config = _as_begun(saved, config, wishes, order.out)
+        config = _as_begun(saved, config, wishes)
+        if config.training.steps.batch_size > saved.training.steps.batch_size:  # as --set asks for, which was cut then
+            config = with_fitting_batch(config, source)
+        check_resumable(saved, config, order.out)
     check_methods(config)
     plan = Plan(order, base, new, source, config, why, base.step + 1, replay, begun)
-    if not plan.finished and before.get("photographs") not in (None, _told_of(source, config)):
+    if plan.finished:
+        return plan
+    precision = recorded_precision(order) or order.precision
+    check_machine(order.devices, "32-true" if precision == "auto" else precision, config.training)
+    if before.get("photographs") not in (None, _told_of(source, config)):
         raise UserError(
             f"{order.out} was begun with other tags than those of {order.tags or order.images} now; put them back, or "
             "give another --out"
@@ -214,9 +227,10 @@ def measure(plan: Plan) -> tuple[Plan, Estimate]:
         torch.cuda.empty_cache()
     size = config.training.steps.batch_size
     if estimate.batch_size < size and not plan.begun and order.wishes.batch_size is None:
-        wishes = replace(order.wishes, batch_size=estimate.batch_size)
-        plan = make_plan(replace(order, wishes=wishes))
-        plan.why["training.steps.batch_size"] = f"{size} would not fit into memory"
+        smaller = make_plan(replace(order, wishes=replace(order.wishes, batch_size=estimate.batch_size)))
+        if smaller.config.training.steps.batch_size < size:  # else --set insists on it
+            plan = smaller
+            plan.why["training.steps.batch_size"] = f"{size} would not fit into memory"
     return plan, estimate
 
 
@@ -232,10 +246,8 @@ def carry_out(plan: Plan, precision: str) -> dict[int, Evaluation]:
     record["batch_size"] = config.training.steps.batch_size
     record["asked_batch_size"] = order.wishes.batch_size
     record["photographs"] = _told_of(plan.source, config)
-    if not plan.begun:
-        order.out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-        write_atomically(order.out / RECORD, lambda path: path.write_text(text, encoding="utf-8"))
+    if not plan.begun and _is_first_process():
+        _begin(order.out, record)
     put_base(plan.base, order.out, config.data.resize, atrous_rates(config))
     if plan.replay is not None and not (order.out / f"step{plan.base.step}" / BANK).is_file():
         put_replay(plan.replay, order.out, plan.base.step)
@@ -302,8 +314,8 @@ def estimate_rows(plan: Plan, estimate: Estimate, say: Callable[[float], str]) -
         estimate: what was measured.
         say: seconds in words.
     """
-    tagged, compared = len(plan.source.tags), len(plan.source.ids(plan.source.compared))
-    without = negatives(plan.source, plan.config.data.negatives)
+    compared = len(plan.source.ids(plan.source.compared))
+    tagged, without = learnt_from(plan.source, plan.config.data)
     parts = estimate.seconds(plan.config, tagged, without, compared)
     told = ", ".join(f"{name} {say(seconds)}" for name, seconds in parts.items())
     return [
@@ -356,18 +368,58 @@ _BEFORE = (".lock", ".review.lock", REVIEW, "review-figures.json", TAGS)
 """What may lie in the folder of an extension that is not begun: a review of its pseudo masks, which it heeds."""
 
 
-def _check_record(out: Path, record: dict[str, Any], precision: str) -> bool:
-    """Whether the extension is begun in ``out``.
+def _recorded(out: Path) -> dict[str, Any]:
+    """The record of the extension that is begun in ``out``; empty where none is.
 
-    Raises:
-        UserError: another one is, or something else lies there.
+    What ended before its first checkpoint has no say: whatever was wrong with it is put right by another order. The
+    processes that the first one has started follow its record, which it has just written.
     """
     path = out / RECORD
-    if not path.is_file():
-        if out.is_dir() and any(entry for entry in out.iterdir() if entry.name not in _BEFORE):
+    record = read_record(path) if path.is_file() else {}
+    return record if not _is_first_process() or _has_begun(out, record) else {}
+
+
+def _has_begun(out: Path, record: dict[str, Any]) -> bool:
+    """Whether there is a checkpoint, or a finished step, beyond those that were copied from the base."""
+    copied = record.get("step")
+    return any(is_begun(path) for path, t in _steps(out).items() if not isinstance(copied, int) or t > copied)
+
+
+def _steps(out: Path) -> dict[Path, int]:
+    return {path: int(path.name[4:]) for path in out.glob("step*") if path.name[4:].isdecimal()}
+
+
+def _is_first_process() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _begin(out: Path, record: dict[str, Any]) -> None:
+    """Write the record, after removing what an extension left there that ended before its first checkpoint.
+
+    Raises:
+        UserError: another process is at work there.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    try:
+        with FileLock(out / ".lock", timeout=0):
+            if (out / RECORD).is_file():
+                for step in _steps(out):
+                    shutil.rmtree(step)
+                for name in ("config.yaml", TAGS_CACHE):
+                    (out / name).unlink(missing_ok=True)
+            write_atomically(out / RECORD, lambda path: path.write_text(text, encoding="utf-8"))
+    except Timeout as error:
+        raise UserError(f"{out}: another fmwiss extend is at work there; wait for it, or give another --out") from error
+
+
+def _check_record(out: Path, saved: dict[str, Any], record: dict[str, Any], precision: str) -> None:
+    """Raise UserError where another extension is begun in ``out``, or something else lies there."""
+    if not saved:
+        lies_there = [] if (out / RECORD).is_file() or not out.is_dir() else out.iterdir()
+        if any(entry.name not in _BEFORE for entry in lies_there):
             raise UserError(f"--out {out} holds something else than an extension; give a new folder")
-        return False
-    saved = read_record(path)
+        return
     for key, value in record.items():
         if saved.get(key) != value:
             raise UserError(
@@ -379,7 +431,6 @@ def _check_record(out: Path, record: dict[str, Any], precision: str) -> bool:
             f"{out} was begun with --precision {saved['precision']} and {precision} is asked for now; leave it out, "
             "or give another --out"
         )
-    return (out / "config.yaml").is_file()
 
 
 def _told(value: Any) -> str:
@@ -388,15 +439,12 @@ def _told(value: Any) -> str:
 
 def recorded_precision(order: Order) -> str | None:
     """The precision that the run was begun with; None before that."""
-    path = order.out / RECORD
-    if not path.is_file():
-        return None
-    precision = read_record(path).get("precision")
+    precision = _recorded(order.out).get("precision")
     return precision if isinstance(precision, str) else None
 
 
-def _as_begun(saved: Config, now: Config, wishes: Wishes, out: Path) -> Config:
-    """The settings that the run was begun with; what the user asks for beside them must be the same.
+def _as_begun(saved: Config, now: Config, wishes: Wishes) -> Config:
+    """The settings that the run was begun with, and what the user asks for beside them, which must be the same.
 
     What was measured or counted then is not settled again: photographs may have been added since.
     """
@@ -413,11 +461,9 @@ def _as_begun(saved: Config, now: Config, wishes: Wishes, out: Path) -> Config:
         path.write_text(_dumped(saved), encoding="utf-8")
         given = load_config(path, [asked, *wishes.overrides])
     given = given.model_copy(update={"data": given.data.model_copy(update={"workers": now.data.workers})})
-    given = given.model_copy(update={"method": given.method.model_copy(
+    return given.model_copy(update={"method": given.method.model_copy(
         update={"untagged_absent": wishes.tags_complete} if hasattr(given.method, "untagged_absent") else {}
     )})
-    check_resumable(saved, given, out)
-    return given
 
 
 def _dumped(config: Config) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 
-from fmwiss.config import Config, load_config
+from fmwiss.config import Config, DataConfig, leaves, load_config, show_value
 from fmwiss.data.source import Source
 from fmwiss.errors import UserError
 from fmwiss.extension.base import Base, has_adapter
@@ -94,7 +94,6 @@ def settle(
     data, steps = values["data"], values["training"]["steps"]
     foreign = has_adapter(base.model)
     given = wishes.config is not None
-    _check_overrides(wishes.overrides)
     _describe_model(values, base, new)
     data |= {
         "source": "voc" if tags_origin == "xml" else "folder", "train_split": "train", "val_split": source.compared,
@@ -144,6 +143,11 @@ def settle(
         steps["epochs"] = wishes.epochs
         why["training.steps.epochs"] = "--epochs"
     config = _checked(values, wishes.overrides)
+    if not given and values["method"]["name"] == METHODS[0]:
+        _set_warmup(values, config.training.steps.epochs, why)
+        config = _checked(values, wishes.overrides)
+    _check_settled(values, config)
+    config = with_fitting_batch(config, source)
     why |= {override.partition("=")[0].strip(): "--set" for override in wishes.overrides}
     own = base.model.architecture.resize
     if base.run is not None and config.data.resize != own:
@@ -151,13 +155,46 @@ def settle(
     return config, why
 
 
-def _check_overrides(overrides: Sequence[str]) -> None:
-    """Raise UserError for keys that have an option, and by which others are counted before ``--set`` is heeded."""
-    options = {"data.negatives": "--negatives", "method.untagged_absent": "--tags-complete or --tags-partial"}
-    for override in overrides:
-        option = options.get(override.partition("=")[0].strip())
-        if option is not None:
-            raise UserError(f"--set {override}: other settings depend on it; give {option} instead")
+_INSTEAD = {
+    "protocol.steps": "give --classes instead",
+    "protocol.setting": "leave it out",
+    "data.source": "give --images and --tags instead",
+    "data.tags": "give --tags instead",
+    "data.train_split": "give --split instead",
+    "data.val_split": "give --val instead",
+    "data.also": "give --val instead",
+    "data.negatives": "give --negatives instead",
+    "method.untagged_absent": "give --tags-complete or --tags-partial instead",
+}
+"""What the model, the photographs and the options settle, so that ``--set`` cannot."""
+_OF_NEW_CLASSES = ("segmenter.classifier_init", "segmenter.class_prior")
+"""All else in the section is the model's own."""
+
+
+def _check_settled(values: Mapping[str, Any], config: Config) -> None:
+    """Raise UserError where ``--set`` has changed what is none of its."""
+    now = dict(leaves(config.model_dump(mode="json")))
+    for key, value in leaves(values):
+        instead = _INSTEAD.get(key)
+        if key.startswith("segmenter.") and key not in _OF_NEW_CLASSES:
+            instead = "leave it out, for the model is extended as it is"
+        if instead is not None and now.get(key) != value:
+            asked, settled = show_value(now.get(key)), show_value(value)
+            raise UserError(f"--set {key}={asked}: extend settles it as {settled}; {instead}")
+
+
+def learnt_from(source: ExtensionSource, options: DataConfig) -> tuple[int, int]:
+    """How many photographs a step learns from that show a new class, and how many that show none."""
+    shown = max(1, round(options.fraction * len(source.tags)))
+    return shown, min(round(options.negatives * shown), len(source.without))
+
+
+def with_fitting_batch(config: Config, source: ExtensionSource) -> Config:
+    """The experiment with a batch of no more photographs than there are, however it was asked for."""
+    steps = config.training.steps
+    size = min(steps.batch_size, sum(learnt_from(source, config.data)))
+    training = config.training.model_copy(update={"steps": steps.model_copy(update={"batch_size": size})})
+    return config.model_copy(update={"training": training})
 
 
 def negatives(source: ExtensionSource, share: float) -> int:
@@ -269,17 +306,19 @@ def _fit_photographs(
 
 
 def _set_length(values: dict[str, Any], photographs: int, on_gpu: bool, why: dict[str, str]) -> None:
-    """Epochs for so many photographs."""
+    """Epochs over so many photographs."""
     steps = values["training"]["steps"]
     per_epoch = max(1, photographs // int(steps["batch_size"]))
     wanted = ITERATIONS_ON_GPU if on_gpu else ITERATIONS
     epochs = max(EPOCHS[0], min(EPOCHS[1], math.ceil(wanted / per_epoch)))
     steps["epochs"] = epochs
     why["training.steps.epochs"] = f"{epochs * per_epoch} iterations over {photographs} photographs"
-    if values["method"]["name"] != "fmwiss":
-        return
+
+
+def _set_warmup(values: dict[str, Any], epochs: int, why: dict[str, str]) -> None:
+    """The teacher's epochs before so many others, whoever chose these."""
     values["method"]["warmup_epochs"] = max(WARMUP_EPOCHS[0], min(WARMUP_EPOCHS[1], round(WARMUP_SHARE * epochs)))
-    why["method.warmup_epochs"] = "before them, of the teacher alone"
+    why["method.warmup_epochs"] = f"of the teacher alone, before the {epochs} others"
 
 
 def _checked(values: Mapping[str, Any], overrides: Sequence[str]) -> Config:

@@ -106,6 +106,23 @@ class ExtensionSource:
             f"{', '.join(self.unknown)}{also}; check the spelling if that is not meant."
         )
 
+    def told_of_lacking(self, new: Sequence[str]) -> str | None:
+        """A sentence about new classes that the masks do not have, which nothing is told of; None where there are none.
+
+        Args:
+            new: the new classes.
+        """
+        if self.validation is None:
+            return None
+        there = {*map(joined, self.validation.mask_classes)}
+        lacking = [name for name in new if joined(name) not in there]
+        if not lacking:
+            return None
+        return (
+            f"{self.validation.root}: the masks have none of the new {'class' if len(lacking) == 1 else 'classes'} "
+            f"{', '.join(lacking)}, so that their IoU cannot be told; give masks that show them."
+        )
+
     @property
     def root(self) -> Path:
         return self.training.root

@@ -107,6 +107,10 @@ def try_out(
     dataset = WeakDataset(source, ids, tags, new, transform, seed, HalfMasks(), None)
     draws = torch.get_rng_state()
     try:
+        # first, as weights that are not to be had should not be told of after minutes
+        masks = _pseudo_mask_seconds(config, source, tags, new, weights, device)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
         model = Segmenter.load(folder)
         prediction = _predict(model.to(device), source, ids[0])
         samples = [dataset[0, place % len(ids)] for place in range(config.training.steps.batch_size)]
@@ -129,8 +133,6 @@ def try_out(
         fastest = choices[-1] if seconds[choices[-1]] < WORTHWHILE * seconds[choices[0]] else choices[0]
         warmup = trial.iterate(batch, fastest, warmup=True)
         memory = _peak_gib(device)
-        del trial
-        masks = _pseudo_mask_seconds(config, source, tags, new, weights, device)
     finally:
         torch.set_rng_state(draws)
     return Estimate(warmup, seconds[fastest], masks, prediction, memory, fastest, batch_size)

@@ -435,7 +435,7 @@ class OfflineConfig(_Section):
     segmentation_reduction: Literal["sum-classes", "mean"] = Field(
         "sum-classes", description="the student's loss is summed over classes (WILSON's published code) or averaged"
     )
-    gate: Literal["none", "exact"] = Field(
+    student_gate: Literal["none", "exact"] = Field(
         "none", description="photographs that count for the student: all (WILSON's published code, of masks that are "
         "made before), or those whose crop's masks are of exactly the tagged new classes (as of WILSON's localizer)"
     )

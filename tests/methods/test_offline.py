@@ -65,7 +65,7 @@ def test_loss_agrees_with_a_loop_over_pixels(
 ) -> None:
     """The gate leaves the second photograph out, as its first class is tagged and has no mask but beyond it."""
     options = {"loss_stride": stride, "segmentation_reduction": reduction, "untagged_absent": untagged_absent}
-    method = make_method(**options, gate=gate)
+    method = make_method(**options, student_gate=gate)
     assert batch.pseudo is not None and batch.tags is not None
     batch.pseudo[1, 0] &= ~batch.valid[1]
     assert batch.pseudo[1, 0].any()

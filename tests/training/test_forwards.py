@@ -22,7 +22,7 @@ from fmwiss.models import Architecture, Segmenter
 from fmwiss.training import forwards as module
 from fmwiss.training.forwards import as_written, forwards, residual_blocks, synchronise_batch_norm
 from fmwiss.training.loop import Loop
-from two_processes import make_batch, make_method, make_segmenter
+from two_processes import GATHERED, make_batch, make_segmenter, method_of
 
 STEPS = (("aeroplane", "bicycle", "bird", "boat", "sheep", "sofa"),)
 
@@ -54,7 +54,7 @@ def test_checkpointed_training_is_the_same_bit_for_bit(tiny_voc: Path, tmp_path:
 
 
 def test_blocks_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    method, batch = make_method("supervised"), make_batch(3)
+    method, batch = method_of("supervised"), make_batch(3)
     method.start_epoch(0)
     counted = [0]
     blocks = list(residual_blocks(method.student.encoder))
@@ -98,7 +98,7 @@ def test_compiled_networks_compute_the_same_and_an_evaluation_is_not_compiled(
 
     monkeypatch.setattr(module, "COMPILER", backend)
     monkeypatch.setattr(module, "_networks", lambda method: [method.student.decoder])
-    method, batch = make_method("supervised"), make_batch(2)
+    method, batch = method_of("supervised"), make_batch(2)
     method.start_epoch(0)
     method.eval()
 
@@ -119,7 +119,7 @@ def test_compiled_networks_compute_the_same_and_an_evaluation_is_not_compiled(
 
 
 def test_what_is_compiled() -> None:
-    method = make_method("fmwiss")
+    method = method_of("fmwiss", **GATHERED)
     assert isinstance(method, FMWISS)
     segmenters = (method.student, method.old_model)
     expected = [part for segmenter in segmenters for part in (segmenter.encoder, segmenter.decoder)]
@@ -127,7 +127,7 @@ def test_what_is_compiled() -> None:
 
 
 def test_an_encoder_without_blocks_is_told() -> None:
-    method = make_method("supervised")
+    method = method_of("supervised")
     method.student.encoder = nn.Conv2d(3, 8, 3)
     with (
         pytest.raises(UserError, match=r"the encoder test_efficientnet has no blocks"),
@@ -138,7 +138,7 @@ def test_an_encoder_without_blocks_is_told() -> None:
 
 def test_synchronised_batch_norm_keeps_parameters_and_names() -> None:
     """What it computes cannot be tried on a CPU."""
-    method = make_method("fmwiss")
+    method = method_of("fmwiss", **GATHERED)
     parameters, names = list(method.parameters()), list(method.state_dict())
     synchronise_batch_norm(method)
     assert list(method.state_dict()) == names

@@ -175,7 +175,7 @@ class Offline(Method):
         """Which pixels are valid, ``(B, 1, H, W)``, and which count for which class, ``(B, 1 or |Y_t|, H, W)``."""
         valid = thin(batch.valid, self.options.loss_stride)[:, None]
         counted = valid if self.options.untagged_absent else valid & known_classes(tags, self.n_old)
-        if self.options.gate == "exact":
+        if self.options.student_gate == "exact":
             assert batch.pseudo is not None
             found = (thin(batch.pseudo, self.options.loss_stride) & valid).any(dim=(2, 3))
             counted = counted & (found == tags).all(dim=1)[:, None, None, None]

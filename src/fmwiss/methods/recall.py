@@ -116,9 +116,8 @@ class RECALL(DistillingMethod, Carrying):
         labels, _ = self.labels(batch)
         own = ~batch.replayed
         with torch.no_grad():
-            mine, inpainted = labels[own], labels.clone()
-            old = resized(self.old_model(batch.image[own]), mine).argmax(dim=1)
-            inpainted[own] = torch.where(mine == BACKGROUND, old, mine)
+            old = resized(self.old_model(batch.image), labels).argmax(dim=1)
+            inpainted = torch.where((labels == BACKGROUND) & own[:, None, None], old, labels)
         features = self.student.encode(batch.image)
         logits = resized(self.student.decode(features)[0], labels)
 

@@ -273,6 +273,7 @@ def read_sbd_mask(path: Path) -> NDArray[np.uint8]:
     try:
         content: dict[str, Any] = loadmat(path, variable_names=["GTcls"])
         mask = np.asarray(content["GTcls"][0, 0]["Segmentation"])
+    # SciPy raises NotImplementedError of a file of MATLAB 7.3, which SBD has none of
     except (MatReadError, ValueError, TypeError, KeyError, IndexError, OSError, EOFError, NotImplementedError) as error:
         raise UserError(f"the mask {path} cannot be read as SBD's MATLAB file of a mask") from error
     except zlib.error as error:

@@ -286,8 +286,9 @@ def test_the_warm_up_follows_the_epochs_in_force(foreign: Path, data: Path, tmp_
         (Wishes(overrides=[*FOUNDATION, "training.steps.epochs=20"]), 12),
         (Wishes(epochs=12, overrides=[*FOUNDATION, "method={warmup_epochs: 3}"]), 3),
     ):
-        method = make_plan(replace(plain, wishes=wishes)).config.method
-        assert method.warmup_epochs == warmup  # type: ignore[union-attr]
+        plan = make_plan(replace(plain, wishes=wishes))
+        assert plan.config.method.warmup_epochs == warmup  # type: ignore[union-attr]
+        assert (plan.why["method.warmup_epochs"] == "--set") == (warmup == 3)
 
 
 @pytest.mark.parametrize(
@@ -499,13 +500,15 @@ SPOILT: dict[str, tuple[str, Spoil, list[str], str]] = {
     "learning rate": ("unet", lambda m: None, ["--learning-rate", "-1"], "must be a number that is greater"),
     "unknown key": ("unet", lambda m: None, ["--set", "training.steps.epoch=3"], "unknown key training.steps.epoch"),
     "another method": ("unet", lambda m: None, ["--set", "method.name=wilson"], "extended by fmwiss or finetuning"),
+    "another section": ("unet", lambda m: None, ["--set", "method={name: mib}"], "extended by fmwiss or finetuning"),
 }
 
 
-def test_finetuning_can_be_chosen_in_two_ways(foreign: Path, data: Path, tmp_path: Path) -> None:
+def test_finetuning_can_be_chosen_in_three_ways(foreign: Path, data: Path, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("method: {name: finetuning, loss_stride: 2}\n")
     for name, wishes, stride in (
         ("set", {"overrides": (*FOUNDATION, "method.name=finetuning")}, 1),
+        ("section", {"overrides": (*FOUNDATION, "method={name: finetuning}")}, 1),
         ("config", {"overrides": FOUNDATION, "config": tmp_path / "a.yaml"}, 2),
     ):
         plan = make_plan(

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fmwiss.data.emoji import EMOJI_CLASSES
+from fmwiss.foundation import clip as _clip  # noqa: F401  # makes the architecture known to open_clip
 from fmwiss.foundation.tiny import CLIP
 from fmwiss.reporting.progress import track
 from tiny_scenes import render_scenes, save_half, views

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fmwiss.errors import UserError
+
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
     from fmwiss.inference import Model, Prediction, load
 
-__all__ = ["Model", "Prediction", "__version__", "load"]
+__all__ = ["Model", "Prediction", "UserError", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -814,6 +814,18 @@ def _merge(
             _merge(into[name], value, origins, origin, path)
 
 
+def merge_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """What ``--set`` gives, ``path.to.key=value`` each, as nested mappings; nothing is checked but its form.
+
+    Raises:
+        UserError: one of another form, or whose value is no YAML.
+    """
+    values: dict[str, Any] = {}
+    for override in overrides:
+        _apply_override(values, {}, override)
+    return values
+
+
 def _apply_override(values: dict[str, Any], origins: _Origins, override: str) -> None:
     dotted, separator, text = override.partition("=")
     if not separator or not all(dotted.strip().split(".")):

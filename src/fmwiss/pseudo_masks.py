@@ -36,7 +36,7 @@ from fmwiss.config import CosegmentationConfig, PlusConfig
 from fmwiss.cosegmentation import cut_levels, draw_seeds, fuse, mean_of_seeds, scale_scores, seed_masks
 from fmwiss.cosegmentation_plus import merge_views, plus_maps
 from fmwiss.data.randomness import keyed_generator
-from fmwiss.data.voc import VOID, canonical_class_name
+from fmwiss.data.voc import VOID, canonical_class_name, unreadable
 from fmwiss.errors import UserError
 from fmwiss.files import write_atomically
 from fmwiss.foundation.interfaces import SelfSupervisedModel, VisionLanguageModel
@@ -509,7 +509,7 @@ class _Survey:
         try:
             content = photograph.read_bytes()
         except OSError as error:
-            raise UserError(f"the photograph {photograph} is missing or no picture that can be read") from error
+            raise unreadable(f"the photograph {photograph}", error, "missing") from error
         height, width = self.source.image_size(image_id)
         digest = hashlib.blake2b(content, digest_size=8).hexdigest()
         try:

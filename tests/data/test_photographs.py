@@ -43,6 +43,18 @@ def test_the_exif_orientation_is_followed(tmp_path: Path) -> None:
     assert photograph[:, 0, 3].tolist() == [255, 255, 0]
 
 
+def test_of_colours_with_sixteen_bits_the_upper_eight_are_taken(tmp_path: Path) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    pixels = struct.pack(">6H", 0xFFFF, 0x80FE, 0x00FF, 0x0100, 0x7F00, 0x0000)
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    picture = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" + pixels)) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + picture)
+    expected = torch.tensor([[[0xFF, 0x01]], [[0x80, 0x7F]], [[0x00, 0x00]]], dtype=torch.uint8)
+    assert torch.equal(read_photograph(tmp_path / "a.png"), expected)
+
+
 def test_what_is_no_photograph_is_told(tmp_path: Path) -> None:
     corner().resize((200, 200)).save(tmp_path / "whole.jpg")
     whole = (tmp_path / "whole.jpg").read_bytes()
@@ -50,11 +62,13 @@ def test_what_is_no_photograph_is_told(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("no picture")
     (tmp_path / "empty.jpg").touch()
     Image.new("I;16", (6, 4)).save(tmp_path / "deep.png")
+    (tmp_path / "folder.jpg").mkdir()
     for name, expected in {
         "cut.jpg": "truncated or no picture",
         "text.jpg": "truncated or no picture",
         "empty.jpg": "truncated or no picture",
         "deep.png": "more than 8 bits",
+        "folder.jpg": "cannot be read: Is a directory",
         "none.jpg": "there is no photograph",
     }.items():
         with pytest.raises(UserError, match=expected) as caught:

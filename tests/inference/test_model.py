@@ -33,7 +33,20 @@ def test_importing_fmwiss_loads_nothing_heavy() -> None:
         "print(json.dumps([before, 'load' in dir(fmwiss), hasattr(fmwiss, 'lod'), sorted(fmwiss.__all__)]))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == [[], True, False, ["Model", "Prediction", "__version__", "load"]]
+    assert json.loads(done.stdout) == [[], True, False, ["Model", "Prediction", "UserError", "__version__", "load"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "unneeded"),
+    [
+        ("fmwiss.inference.model", {"open_clip", "transformers", "torchmetrics", "lightning_fabric", "matplotlib"}),
+        ("fmwiss.reporting.report", {"open_clip", "torchvision", "timm", "torchmetrics", "lightning_fabric"}),
+    ],
+)
+def test_a_short_command_does_not_wait_for_libraries_that_it_does_not_need(name: str, unneeded: set[str]) -> None:
+    code = f"import sys, {name}; print(*sorted({unneeded} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 def test_several_photographs_of_any_size_and_kind(model: Model, tmp_path: Path, scene: Scene) -> None:

@@ -7,7 +7,7 @@ import inspect
 import pytest
 import torch
 
-from fmwiss.config import Config, sections_of
+from fmwiss.config import Config, PixelConfig, sections_of
 from fmwiss.errors import UserError
 from fmwiss.methods import METHODS, Method, PixelMethod, build_method, check_methods, method_class
 from fmwiss.models import Architecture, Segmenter
@@ -33,6 +33,7 @@ def test_every_section_has_its_class() -> None:
 def test_a_method_keeps_to_its_contract(section: type) -> None:
     method = small_method(section)
     assert method.supervision == ("pixel" if isinstance(method, PixelMethod) else "image")
+    assert issubclass(section, PixelConfig) == isinstance(method, PixelMethod)
     assert all(name in dict(method.named_children()) for name in method.frozen)
     method.start_epoch(0)
     for name, module in method.named_modules():

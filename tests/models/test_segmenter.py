@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fmwiss.config import SegmenterConfig
 from fmwiss.errors import UserError
-from fmwiss.models import Architecture, Segmenter, finished_step, finished_steps, last_step, load_segmenter
+from fmwiss.models import Architecture, Segmenter, load_segmenter
 
 
 def architecture(**changes: object) -> Architecture:
@@ -238,24 +238,6 @@ def test_weights_with_a_tensor_too_few_or_too_many(saved: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- steps of a run
-
-
-def test_finished_steps_of_a_run(model: Segmenter, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such run"):
-        finished_steps(tmp_path / "run")
-    run = tmp_path / "run"
-    (run / "step1" / "state").mkdir(parents=True)
-    assert finished_steps(run) == []
-    with pytest.raises(UserError, match="no finished step"):
-        last_step(run)
-    for step in (0, 2, 10):
-        (run / f"step{step}").mkdir()
-        (run / f"step{step}" / "model.json").touch()
-    assert finished_steps(run) == [0, 2, 10]
-    assert last_step(run) == 10
-    assert finished_step(run, 2) == 2
-    with pytest.raises(UserError, match="step 1 is not finished"):
-        finished_step(run, 1)
 
 
 def test_load_segmenter_takes_the_last_step_or_the_one_asked_for(model: Segmenter, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from fmwiss.data.coco import CocoFile, rasterise
-from fmwiss.data.voc import BROKEN, VOC_CLASSES, VOID, VOCSource
+from fmwiss.data.voc import BROKEN, VOC_CLASSES, VOID, VOCSource, unreadable
 from fmwiss.errors import UserError
 from fmwiss.names import joined
 
@@ -164,7 +164,7 @@ class CocoSource:
             with Image.open(path) as picture:
                 return picture.height, picture.width
         except BROKEN as error:
-            raise UserError(f"the photograph {path} cannot be read, it is missing or no picture") from error
+            raise unreadable(f"the photograph {path}", error, "missing") from error
 
     def read_image(self, image_id: str) -> Tensor:
         """Photograph as uint8 RGB ``(3, H, W)``, as stored: COCO's maps and outlines ignore an EXIF orientation.
@@ -177,7 +177,7 @@ class CocoSource:
             with Image.open(path) as picture:
                 pixels = np.array(picture.convert("RGB"))
         except BROKEN as error:
-            raise UserError(f"the photograph {path} cannot be read, it is missing, truncated or no picture") from error
+            raise unreadable(f"the photograph {path}", error, "missing, truncated") from error
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def has_mask(self, image_id: str) -> bool:
@@ -202,7 +202,7 @@ class CocoSource:
         except FileNotFoundError as error:
             raise UserError(f"the map {path} is missing; each photograph of a list needs one") from error
         except BROKEN as error:
-            raise UserError(f"the map {path} cannot be read, it is truncated or no picture") from error
+            raise unreadable(f"the map {path}", error) from error
         if mode not in ("P", "L"):
             raise UserError(f"the map {path} is of mode {mode}; it must be an 8-bit picture of labels")
         if labels.shape != size:

@@ -19,7 +19,7 @@ from torch import Tensor
 from fmwiss.data.coco import CocoFile, CocoImage, rasterise
 from fmwiss.data.photographs import read_photograph
 from fmwiss.data.tag_files import TagFile, TagRow
-from fmwiss.data.voc import BROKEN, VOID
+from fmwiss.data.voc import BROKEN, VOID, unreadable
 from fmwiss.errors import UserError
 from fmwiss.names import joined
 
@@ -210,7 +210,7 @@ class IndexedMasks:
         except FileNotFoundError as error:
             raise UserError(f"the mask {path} is missing; {photograph} needs one") from error
         except BROKEN as error:
-            raise UserError(f"the mask {path} cannot be read, it is truncated or no picture") from error
+            raise unreadable(f"the mask {path}", error) from error
         if mode not in ("P", "L"):
             raise UserError(f"the mask {path} is of mode {mode}; it must be an 8-bit palette or grey picture of labels")
         if labels.shape != size:
@@ -561,7 +561,7 @@ class FolderSource:
                 height, width = picture.height, picture.width
                 sideways = picture.getexif().get(0x0112) in _SIDEWAYS
         except BROKEN as error:
-            raise UserError(f"{path} cannot be read, it is missing or no picture") from error
+            raise unreadable(str(path), error, "missing") from error
         return (width, height) if sideways else (height, width)
 
     def read_image(self, image_id: str) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from fmwiss.data.voc import BROKEN
+from fmwiss.data.voc import BROKEN, unreadable
 from fmwiss.errors import UserError
 
 
@@ -19,8 +19,8 @@ def read_photograph(path: Path) -> Tensor:
     Other than a data set's photographs, whose masks are stored as they are, it is turned as its EXIF orientation says.
 
     Raises:
-        UserError: the file is missing, no picture, truncated, too large to be a photograph, or has 16 or more bits a
-            channel.
+        UserError: the file is missing, may not be read, is no picture, truncated, too large to be a photograph, or grey
+            with 16 or more bits a pixel. (Of colours with 16 bits a channel the upper eight are taken.)
     """
     try:
         with Image.open(path) as picture:
@@ -32,5 +32,5 @@ def read_photograph(path: Path) -> Tensor:
     except Image.DecompressionBombError as error:
         raise UserError(f"{path} has more pixels than a photograph may have; make it smaller") from error
     except BROKEN as error:
-        raise UserError(f"{path} cannot be read, it is truncated or no picture") from error
+        raise unreadable(str(path), error) from error
     return torch.from_numpy(np.array(upright)).permute(2, 0, 1).contiguous()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import struct
 import zlib
 from collections.abc import Iterable
@@ -60,6 +61,20 @@ def canonical_class_name(name: str, known: Iterable[str]) -> str:
         hint = f"; the nearest known name is '{spellings[nearest[0]]}'" if nearest else ""
         raise UserError(f"unknown class '{name}'{hint}")
     return found
+
+
+def unreadable(what: str, error: BaseException, perhaps: str = "truncated") -> UserError:
+    """What a user is told of a picture at which Pillow raised one of :data:`BROKEN`.
+
+    Args:
+        what: the picture and its path, as in ``the mask masks/1.png``.
+        error: what was raised; the system's own reason is told where it has one, as for a file that may not be read (an
+            invalid argument is none: Pillow seeks before the beginning of files that are cut short).
+        perhaps: what else the file may be than no picture.
+    """
+    if isinstance(error, OSError) and error.strerror and error.errno not in (errno.ENOENT, errno.EINVAL):
+        return UserError(f"{what} cannot be read: {error.strerror}")
+    return UserError(f"{what} cannot be read, it is {perhaps} or no picture")
 
 
 def voc_palette() -> list[int]:
@@ -170,7 +185,7 @@ class VOCSource:
             with Image.open(path) as picture:
                 pixels = np.array(picture.convert("RGB"))
         except BROKEN as error:
-            raise UserError(f"the photograph {path} cannot be read, it is truncated or no picture") from error
+            raise unreadable(f"the photograph {path}", error) from error
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def read_mask(self, image_id: str) -> Tensor:
@@ -187,7 +202,7 @@ class VOCSource:
             with Image.open(path) as picture:
                 mode, labels = picture.mode, np.array(picture)
         except BROKEN as error:
-            raise UserError(f"the mask {path} cannot be read, it is truncated or no picture") from error
+            raise unreadable(f"the mask {path}", error) from error
         if mode not in ("P", "L"):
             raise UserError(f"the mask {path} is of mode {mode}; it must be an 8-bit palette or grey picture of labels")
         height, width = self.image_size(image_id)
@@ -224,4 +239,4 @@ class VOCSource:
             with Image.open(path) as picture:
                 return picture.height, picture.width
         except BROKEN as error:
-            raise UserError(f"the photograph {path} cannot be read, it is missing or no picture") from error
+            raise unreadable(f"the photograph {path}", error, "missing") from error

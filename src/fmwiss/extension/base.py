@@ -15,11 +15,12 @@ from fmwiss.data.source import Source
 from fmwiss.data.voc import VOID
 from fmwiss.errors import UserError
 from fmwiss.extension.source import label_table
-from fmwiss.models import Segmenter, finished_step, finished_steps, last_step
+from fmwiss.models import Segmenter
 from fmwiss.models.adapted import AdaptedSegmenter
 from fmwiss.models.foreign import fetch, is_foreign, open_foreign
 from fmwiss.names import joined
 from fmwiss.reporting.progress import track
+from fmwiss.run_folders import finished_step, finished_steps, last_step
 from fmwiss.training.run import BANK
 
 REPLAY_SIZE = 50

@@ -45,7 +45,7 @@ from fmwiss.extension.source import (
 from fmwiss.extension.trial import Estimate, try_out
 from fmwiss.files import write_atomically
 from fmwiss.methods import check_methods
-from fmwiss.models import finished_steps
+from fmwiss.run_folders import finished_steps
 from fmwiss.training.run import BANK, TAGS, is_begun, train
 
 LEAST_PHOTOGRAPHS = 2

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 
-from fmwiss.config import Config, DataConfig, leaves, load_config, show_value
+from fmwiss.config import Config, DataConfig, leaves, load_config, merge_overrides, show_value
 from fmwiss.data.source import Source
 from fmwiss.errors import UserError
 from fmwiss.extension.base import Base, has_adapter
@@ -148,7 +148,7 @@ def settle(
         config = _checked(values, wishes.overrides)
     _check_settled(values, config)
     config = with_fitting_batch(config, source)
-    why |= {override.partition("=")[0].strip(): "--set" for override in wishes.overrides}
+    why |= {key: "--set" for key, _ in leaves(merge_overrides(wishes.overrides))}
     own = base.model.architecture.resize
     if base.run is not None and config.data.resize != own:
         raise UserError(f"data.resize is {config.data.resize}, and the model's own working size is {own}; leave it out")
@@ -261,11 +261,8 @@ def _beginning(base: Base, wishes: Wishes, why: dict[str, str]) -> dict[str, Any
 
 def _method(name: str, overrides: Sequence[str]) -> str:
     """The method's name, ``name`` unless ``--set`` gives another one."""
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if key.strip() == "method.name":
-            name = value.strip()
-    return name
+    method = merge_overrides(overrides).get("method")
+    return str(method.get("name", name)) if isinstance(method, dict) else name
 
 
 def _describe_model(values: dict[str, Any], base: Base, new: Sequence[str]) -> None:

@@ -28,6 +28,8 @@ from fmwiss.foundation.scores import class_scores, compete, denoise_prompts, smo
 from fmwiss.foundation.weights import find_weights, first_line, require_hub, state_digest, weights_folder
 from fmwiss.names import joined
 
+open_clip.add_model_config(tiny.FOLDER / f"{tiny.CLIP}.json")
+
 
 class Clip(nn.Module):
     """A :class:`~fmwiss.foundation.VisionLanguageModel` over an open_clip model.

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import open_clip
 import timm
 import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -119,6 +118,8 @@ def _from_hub(entry: Entry, target: Path) -> Path:
 
 def _hub_repository(entry: Entry) -> str:
     if entry.kind == "clip":
+        import open_clip  # a second or two, which a list of weights does without
+
         known: Mapping[str, Any] = open_clip.get_pretrained_cfg(entry.model, entry.tag or "")
         return str(known["hf_hub"]).strip("/")
     config = timm.get_pretrained_cfg(entry.model)
@@ -255,6 +256,8 @@ def _check_model(entry: Entry, path: Path) -> None:
     if entry.kind != "clip":
         check_architecture(entry.model, shapes, path, needs_classifier=False)
         return
+    import open_clip
+
     with torch.device("meta"):
         model: Any = open_clip.create_model(entry.model)
     for key, tensor in model.state_dict().items():

@@ -13,9 +13,9 @@ from fmwiss.errors import UserError
 from fmwiss.files import write_atomically
 from fmwiss.foundation.weights import first_line, hub_host_found
 from fmwiss.inference.card import CARD, model_card
-from fmwiss.inference.folders import step_of_run
 from fmwiss.inference.record import RECORD, ModelRecord, record_of
-from fmwiss.models import Segmenter, last_step, load_segmenter
+from fmwiss.models import Segmenter, load_segmenter
+from fmwiss.run_folders import last_step, step_of_run
 
 if TYPE_CHECKING:
     from fmwiss.inference.model import Model

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fmwiss.errors import UserError
-from fmwiss.inference.folders import holds_model
 from fmwiss.inference.video import is_our_video
 from fmwiss.reporting.pictures import is_ours
+from fmwiss.run_folders import holds_model
 
 PHOTOGRAPHS = frozenset(
     (".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")

@@ -16,6 +16,7 @@ from fmwiss.extension.source import read_record as read_extension
 from fmwiss.models import Architecture, Segmenter
 from fmwiss.models.adapted import AdaptedArchitecture
 from fmwiss.reporting.records import Environment, Figures
+from fmwiss.run_folders import finished_steps
 
 RECORD = "config.json"
 """The file's name, by which the hub knows a model."""
@@ -128,7 +129,6 @@ def read_record(path: Path) -> ModelRecord:
 def _of_run(run: Path, last: int) -> dict[str, Any]:
     from fmwiss.config import load_config
     from fmwiss.methods import takes_pseudo_masks
-    from fmwiss.models import finished_steps
     from fmwiss.reporting.runs import read_step
 
     if not (run / "config.yaml").is_file():

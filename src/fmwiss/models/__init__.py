@@ -7,9 +7,6 @@ from fmwiss.models.localizer import Localizer
 from fmwiss.models.segmenter import (
     Architecture,
     Segmenter,
-    finished_step,
-    finished_steps,
-    last_step,
     load_segmenter,
 )
 from fmwiss.models.teacher import Teacher
@@ -21,8 +18,5 @@ __all__ = [
     "Localizer",
     "Segmenter",
     "Teacher",
-    "finished_step",
-    "finished_steps",
-    "last_step",
     "load_segmenter",
 ]

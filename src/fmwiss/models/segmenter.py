@@ -24,6 +24,7 @@ from fmwiss.files import write_atomically
 from fmwiss.foundation.weights import UnknownOption, first_line, load_timm
 from fmwiss.models import wide_resnet  # noqa: F401  # makes its models known to timm
 from fmwiss.models.classifier import IncrementalClassifier
+from fmwiss.run_folders import finished_step, last_step
 
 
 def _each_once(steps: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
@@ -249,55 +250,6 @@ def load_segmenter(run: Path, step: int | None = None) -> Segmenter:
         UserError: the run, or the step in it, does not exist.
     """
     return Segmenter.load(run / f"step{last_step(run) if step is None else finished_step(run, step)}")
-
-
-def finished_steps(run: Path) -> list[int]:
-    """The numbers of the steps whose model is written, in order."""
-    if not run.is_dir():
-        raise UserError(f"{run}: there is no such run; give the folder that `fmwiss train --out` wrote.")
-    return sorted(int(p.parent.name[4:]) for p in run.glob("step*/model.json") if p.parent.name[4:].isdigit())
-
-
-def last_step(run: Path) -> int:
-    """The last finished step of a run."""
-    steps = finished_steps(run)
-    if not steps:
-        raise _without_steps(run)
-    return steps[-1]
-
-
-def finished_step(run: Path, step: int) -> int:
-    """``step`` itself, when the run has finished it."""
-    steps = finished_steps(run)
-    if not steps:
-        raise _without_steps(run)
-    if step not in steps:
-        raise UserError(f"{run}: step {step} is not finished there; finished steps: {steps or 'none'}.")
-    return step
-
-
-def _without_steps(run: Path) -> UserError:
-    """What is wrong with a folder without a finished step, which need not be a run's."""
-    if (run / "config.yaml").is_file() or any(run.glob("step*")):
-        return UserError(f"{run}: holds no finished step; `fmwiss train` with the same --out goes on where it was.")
-    if _is_of_another_library(run / "config.json"):
-        return UserError(
-            f"{run}: holds no finished step and no model.json, its config.json is another library's; `fmwiss extend` "
-            "takes such a model."
-        )
-    return UserError(
-        f"{run}: is no run and no saved model, it holds no finished step and no model.json; give the folder that "
-        "`fmwiss train --out` or save_pretrained wrote."
-    )
-
-
-def _is_of_another_library(file: Path) -> bool:
-    """Whether a ``config.json`` describes a model that can be extended, by what such have and ours has not."""
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(settings, dict) and ("_model_class" in settings or "model_type" in settings)
 
 
 def _no_such_stride(architecture: Architecture) -> UserError:

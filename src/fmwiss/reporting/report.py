@@ -14,8 +14,8 @@ from jinja2 import Environment as Templates
 from jinja2 import PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from fmwiss.config import PixelConfig
 from fmwiss.files import write_atomically
-from fmwiss.methods import method_class
 from fmwiss.reporting.cards import Photographs, gallery_view, together_view
 from fmwiss.reporting.charts import Curve, LineChart, direction, line_chart, per_cent, signed
 from fmwiss.reporting.records import Confusion, Environment, Figures
@@ -293,7 +293,7 @@ def _columns(figures: Figures) -> dict[str, float | None]:
 
 def _supervision(run: Run) -> str:
     """What the steps after 0 learnt from."""
-    return "masks" if method_class(run.config.method).supervision == "pixel" else "tags"
+    return "masks" if isinstance(run.config.method, PixelConfig) else "tags"
 
 
 def _tiles(run: Run) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from fmwiss.reporting.records import (
     Figures,
     Gallery,
 )
+from fmwiss.run_folders import finished_steps, without_steps
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -91,11 +92,8 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 def check_finished(folder: Path) -> None:
     """Raise UserError where a step is begun and not finished, or none is."""
-    from fmwiss.models import finished_steps  # heavy, as below
-
     finished = finished_steps(folder)
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder}: holds no config.yaml; give the folder that `fmwiss train --out` wrote.")
+    _check_settings(folder)
     for step in sorted(folder.glob("step*")):
         begun = (step / METRICS).is_file() or any(step.glob("state/*")) or any(step.glob(f"{LOCATOR}/*"))
         if begun and step.name[4:].isdigit() and int(step.name[4:]) not in finished:
@@ -104,15 +102,19 @@ def check_finished(folder: Path) -> None:
                 "it and writes the report."
             )
     if not finished:
-        raise UserError(f"{folder}: holds no finished step; `fmwiss train` with the same --out goes on where it was.")
+        raise without_steps(folder)
+
+
+def _check_settings(folder: Path) -> None:
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder}: holds no config.yaml; give the folder that `fmwiss train --out` wrote.")
 
 
 def _read_run(folder: Path, name: str) -> Run:
-    from fmwiss.models import finished_steps  # heavy, and reading a single step does without
-
     numbers = finished_steps(folder)
+    _check_settings(folder)
     if not numbers:
-        raise UserError(f"{folder}: holds no finished step; `fmwiss train` with the same --out goes on where it was.")
+        raise without_steps(folder)
     path = folder / "config.yaml"
     config = load_config(path)
     steps = tuple(read_step(folder, number) for number in numbers)

@@ -27,12 +27,13 @@ from fmwiss.errors import UserError
 from fmwiss.extension.source import tagged_source
 from fmwiss.files import write_atomically
 from fmwiss.methods import takes_pseudo_masks
-from fmwiss.models import finished_steps, load_segmenter
+from fmwiss.models import load_segmenter
 from fmwiss.pseudo_masks import StoredMasks, StoredPlusMasks, open_pseudo_masks
 from fmwiss.reporting.pictures import class_colours, thumbnail
 from fmwiss.reporting.progress import track
 from fmwiss.review import disagreement
 from fmwiss.review.words import Words
+from fmwiss.run_folders import finished_steps
 
 FIGURES = "review-figures.json"
 """What the models said, beside the review: it is computed once."""

@@ -44,13 +44,14 @@ from fmwiss.methods import (
     method_class,
     takes_pseudo_masks,
 )
-from fmwiss.models import Segmenter, finished_steps
+from fmwiss.models import Segmenter
 from fmwiss.processes import Processes
 from fmwiss.pseudo_masks import open_pseudo_masks
 from fmwiss.pseudo_masks import working_size as frozen_size
 from fmwiss.reporting.progress import track
 from fmwiss.reporting.records import CONFUSION, ENVIRONMENT, EVALUATION, GALLERY, LOCATOR, Confusion, Gallery
 from fmwiss.reporting.report import write_report
+from fmwiss.run_folders import finished_steps
 from fmwiss.training.base import base_difference
 from fmwiss.training.environment import describe_environment
 from fmwiss.training.gallery import (

@@ -1,8 +1,9 @@
 """The tiny models that come with the package: trained on EmojiSeg by the programs in ``tools/``, see the model cards.
 
 They are a ResNet CLIP of open_clip's classes, and a self-supervised ViT and ResNet of timm's. Importing this module
-makes their architectures known to timm and open_clip under the names below; from there on they are found and loaded
-like any other model, and their weights lie in :data:`FOLDER`, half precision.
+makes the architectures of the last two known to timm under the names below, importing :mod:`fmwiss.foundation.clip`
+that of the first to open_clip (whose import takes a second or two, and most commands need no CLIP). From there on they
+are found and loaded like any other model, and their weights lie in :data:`FOLDER`, half precision.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import open_clip
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
@@ -49,6 +49,3 @@ def resnet_emoji(pretrained: bool = False, **kwargs: Any) -> ResNet:
         "stem_width": 16, "avg_down": True, "num_classes": 0,
     }
     return build_model_with_cfg(ResNet, RESNET, pretrained, **{**size, **kwargs})
-
-
-open_clip.add_model_config(FOLDER / f"{CLIP}.json")

@@ -155,20 +155,38 @@ def _broken_mat(kind: str, path: Path) -> None:
     if kind == "truncated":
         savemat(path, {"GTcls": {"Segmentation": np.eye(64, dtype=np.uint8)}}, do_compression=True)
         path.write_bytes(path.read_bytes()[:-40])
+    elif kind == "garbled":  # what zlib finds
+        savemat(path, {"GTcls": {"Segmentation": np.eye(64, dtype=np.uint8)}}, do_compression=True)
+        content = bytearray(path.read_bytes())
+        content[140:150] = bytes(10)
+        path.write_bytes(content)
     elif kind == "text":
         path.write_text("no MATLAB file")
     elif kind == "empty":
         path.write_bytes(b"")
+    elif kind == "MATLAB 7.3":  # header text, no subsystem, version 2.0, little endian
+        path.write_bytes(b"MATLAB 7.3 MAT-file".ljust(116) + bytes(8) + b"\x00\x02IM")
     elif kind == "other":
         savemat(path, {"GTinst": {"Segmentation": np.zeros((2, 2))}})
     else:
         savemat(path, {"GTcls": {"Segmentation": np.full((2, 2), 21, dtype=np.uint8)}})
 
 
-@pytest.mark.parametrize("kind", ["truncated", "text", "empty", "other", "labels"])
-def test_a_spoilt_mask_of_sbd_is_one_sentence(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("truncated", "cannot be read as SBD's MATLAB file of a mask; is the archive of SBD whole"),
+        ("garbled", "cannot be read as SBD's MATLAB file of a mask; is the archive of SBD whole"),
+        ("text", "cannot be read as SBD's MATLAB file"),
+        ("empty", "cannot be read as SBD's MATLAB file"),
+        ("MATLAB 7.3", "is a MATLAB 7.3 file, which SBD has none of"),
+        ("other", "cannot be read as SBD's MATLAB file"),
+        ("labels", "holds labels beyond 20"),
+    ],
+)
+def test_a_spoilt_mask_of_sbd_is_one_sentence(kind: str, sentence: str, tmp_path: Path) -> None:
     _broken_mat(kind, tmp_path / "x.mat")
-    with pytest.raises(UserError, match=r"the mask .*x\.mat"):
+    with pytest.raises(UserError, match=rf"the mask .*x\.mat {sentence}"):
         read_sbd_mask(tmp_path / "x.mat")
 
 

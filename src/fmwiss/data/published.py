@@ -273,11 +273,12 @@ def read_sbd_mask(path: Path) -> NDArray[np.uint8]:
     try:
         content: dict[str, Any] = loadmat(path, variable_names=["GTcls"])
         mask = np.asarray(content["GTcls"][0, 0]["Segmentation"])
-    # SciPy raises NotImplementedError of a file of MATLAB 7.3, which SBD has none of
-    except (MatReadError, ValueError, TypeError, KeyError, IndexError, OSError, EOFError, NotImplementedError) as error:
-        raise UserError(f"the mask {path} cannot be read as SBD's MATLAB file of a mask") from error
-    except zlib.error as error:
-        raise UserError(f"the mask {path} is truncated or spoilt; is the archive of SBD whole?") from error
+    except NotImplementedError as error:  # SciPy's word for files of this version
+        raise UserError(f"the mask {path} is a MATLAB 7.3 file, which SBD has none of; is it its archive's?") from error
+    except (MatReadError, ValueError, TypeError, KeyError, IndexError, OSError, EOFError, zlib.error) as error:
+        raise UserError(
+            f"the mask {path} cannot be read as SBD's MATLAB file of a mask; is the archive of SBD whole?"
+        ) from error
     known = mask.ndim == 2 and np.isin(np.unique(mask), [*range(len(VOC_CLASSES) + 1), VOID]).all()
     if not known:
         raise UserError(f"the mask {path} holds labels beyond {len(VOC_CLASSES)}; it is none of SBD's")

@@ -36,6 +36,9 @@ def test_a_folder_without_a_step_is_told_by_what_it_holds(tmp_path: Path) -> Non
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "segformer"}))
     with pytest.raises(UserError, match=r"its config.json is another library's; `fmwiss extend` takes such a model"):
         last_step(tmp_path)
+    (tmp_path / "model.json").touch()
+    with pytest.raises(UserError, match="is a saved model and no run; give the folder that `fmwiss train --out` wrote"):
+        last_step(tmp_path)
     (tmp_path / "config.yaml").touch()
     with pytest.raises(UserError, match="with the same --out goes on where it was"):
         finished_step(tmp_path, 1)

@@ -41,6 +41,8 @@ def without_steps(run: Path) -> UserError:
     """What is wrong with a folder without a finished step, which need not be a run's."""
     if (run / "config.yaml").is_file() or any(run.glob("step*")):
         return UserError(f"{run}: holds no finished step; `fmwiss train` with the same --out goes on where it was.")
+    if (run / "model.json").is_file():
+        return UserError(f"{run}: is a saved model and no run; give the folder that `fmwiss train --out` wrote.")
     if _is_of_another_library(run / "config.json"):
         return UserError(
             f"{run}: holds no finished step and no model.json, its config.json is another library's; `fmwiss extend` "

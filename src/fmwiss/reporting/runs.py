@@ -92,8 +92,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 def check_finished(folder: Path) -> None:
     """Raise UserError where a step is begun and not finished, or none is."""
-    finished = finished_steps(folder)
-    _check_settings(folder)
+    finished = _finished(folder)
     for step in sorted(folder.glob("step*")):
         begun = (step / METRICS).is_file() or any(step.glob("state/*")) or any(step.glob(f"{LOCATOR}/*"))
         if begun and step.name[4:].isdigit() and int(step.name[4:]) not in finished:
@@ -105,14 +104,16 @@ def check_finished(folder: Path) -> None:
         raise without_steps(folder)
 
 
-def _check_settings(folder: Path) -> None:
+def _finished(folder: Path) -> list[int]:
+    """The finished steps of what must be a run."""
+    numbers = finished_steps(folder)
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: holds no config.yaml; give the folder that `fmwiss train --out` wrote.")
+    return numbers
 
 
 def _read_run(folder: Path, name: str) -> Run:
-    numbers = finished_steps(folder)
-    _check_settings(folder)
+    numbers = _finished(folder)
     if not numbers:
         raise without_steps(folder)
     path = folder / "config.yaml"

@@ -288,6 +288,14 @@ def missing_photograph(w: World) -> list[object]:
     return w.evaluate()
 
 
+def folder_as_photograph(w: World) -> list[object]:
+    photograph = w.data / "JPEGImages/train_aug_000000.jpg"
+    photograph.unlink()
+    photograph.mkdir()
+    w.make_weights()
+    return w.pseudo_masks("--classes", "all", "--split", "train_aug")
+
+
 def truncated_photograph(w: World) -> list[object]:
     w.make_run()
     truncate(w.photograph)
@@ -533,6 +541,7 @@ WRONG: dict[str, tuple[Callable[[World], list[object]], str]] = {
     "empty list": (empty_split, "is empty"),
     "no photograph": (missing_photograph, "val_000000.jpg is missing"),
     "truncated photograph": (truncated_photograph, "val_000000.jpg cannot be read"),
+    "folder for a photograph": (folder_as_photograph, "train_aug_000000.jpg cannot be read: Is a directory"),
     "no mask": (missing_mask, "train_aug_000000.png is missing"),
     "mask of another size": (mask_of_another_size, "they must be equal"),
     "mask in colours": (mask_in_colours, "is of mode RGB"),

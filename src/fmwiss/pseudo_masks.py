@@ -443,7 +443,7 @@ def fill_store(
         The number of photographs that were written, by all of them.
 
     Raises:
-        UserError: a photograph is missing or no picture.
+        UserError: a photograph is missing, may not be read, or is no picture.
     """
     survey = _Survey(store, source, tags, tuple(classes), vision_language.stride, self_supervised.patch_size)
     with ThreadPoolExecutor(loader_threads) as loaders, ThreadPoolExecutor(1) as writer:

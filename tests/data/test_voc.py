@@ -1,3 +1,4 @@
+import errno
 import shutil
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fmwiss.data.voc import VOC_CLASSES, VOCSource, canonical_class_name, voc_palette
+from fmwiss.data.voc import VOC_CLASSES, VOCSource, canonical_class_name, unreadable, voc_palette
 from fmwiss.errors import UserError
 
 
@@ -140,6 +141,33 @@ def test_spoilt_files_are_told_in_one_sentence(folder: Path, how: str, message: 
         source.read_image("val_000000")
         source.read_mask("val_000000")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied"), "the mask a.png cannot be read: Permission denied"),
+        (OSError(errno.EIO, "Input/output error"), "the mask a.png cannot be read: Input/output error"),
+        (FileNotFoundError(errno.ENOENT, "No such file"), "the mask a.png cannot be read, it is missing or no picture"),
+        (OSError(errno.EINVAL, "Invalid argument"), "the mask a.png cannot be read, it is missing or no picture"),
+        (OSError("image file is truncated"), "the mask a.png cannot be read, it is missing or no picture"),
+        (SyntaxError("not a PNG file"), "the mask a.png cannot be read, it is missing or no picture"),
+    ],
+)
+def test_the_reason_is_the_systems_where_it_has_one(error: Exception, sentence: str):
+    assert str(unreadable("the mask a.png", error, "missing")) == sentence
+
+
+def test_what_may_not_be_read_is_not_called_truncated(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    source = VOCSource(folder)
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Image, "open", refuse)
+    for read in (source.read_image, source.read_mask, source.image_size):
+        with pytest.raises(UserError, match=r"val_000000\.(jpg|png) cannot be read: Permission denied$"):
+            read("val_000000")
 
 
 def test_real_photographs_and_masks_fit(shared_dir: Path):

@@ -157,7 +157,7 @@ class CocoSource:
         """Height and width from the photograph's header.
 
         Raises:
-            UserError: the file is missing or no picture.
+            UserError: the file is missing, may not be read, or is no picture.
         """
         path = self.image_path(image_id)
         try:
@@ -170,7 +170,7 @@ class CocoSource:
         """Photograph as uint8 RGB ``(3, H, W)``, as stored: COCO's maps and outlines ignore an EXIF orientation.
 
         Raises:
-            UserError: the file is missing, truncated or no picture.
+            UserError: the file is missing, may not be read, is truncated or no picture.
         """
         path = self.image_path(image_id)
         try:

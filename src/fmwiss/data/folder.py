@@ -553,7 +553,7 @@ class FolderSource:
         """Height and width, upright, from the photograph's header.
 
         Raises:
-            UserError: the file is missing or no picture.
+            UserError: the file is missing, may not be read, or is no picture.
         """
         path = self.image_path(image_id)
         try:

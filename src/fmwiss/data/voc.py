@@ -176,7 +176,7 @@ class VOCSource:
         """Photograph as uint8 RGB ``(3, H, W)``, as stored: an EXIF orientation is not applied, VOC's masks ignore it.
 
         Raises:
-            UserError: the file is missing, truncated or no picture.
+            UserError: the file is missing, may not be read, is truncated or no picture.
         """
         path = self.image_path(image_id)
         if not path.is_file():
@@ -232,7 +232,7 @@ class VOCSource:
         """Height and width from the photograph's header, without decoding it.
 
         Raises:
-            UserError: the file is missing or no picture.
+            UserError: the file is missing, may not be read, or is no picture.
         """
         path = self.image_path(image_id)
         try:

@@ -559,14 +559,18 @@ class PLOPConfig(PixelConfig):
     pod_windows: tuple[PositiveInt, ...] = Field(
         (1, 2, 4), min_length=1, description="windows of the local POD: side of the grids that a map is cut into"
     )
-    pod_normalised: bool = Field(
-        True, description="pooled features have length 1 before they are compared; false: as they are (published code)"
+    pod_normalisation: Literal["mean", "length", "none"] = Field(
+        "mean",
+        description="pooled features are divided by: mean, the mean square of the old model's; length, each its own "
+        "length, and so are logits; none (published code, for a ResNet)",
     )
     pod_decoder: bool = Field(
-        False, description="the decoder's output is pooled and compared like a stage of the encoder (published code)"
+        True, description="the decoder's output is pooled and compared like a stage of the encoder (published code)"
     )
-    lowest_threshold: Probability = Field(
-        0.001, description="no class's threshold on the old model's entropy, as a share of the largest, is below this"
+    lowest_threshold: Probability | None = Field(
+        None,
+        description="no class's threshold on the old model's entropy, as a share of the largest, is below this; null: "
+        "what the published code comes to",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal, get_args
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from fmwiss.losses import LocalPODLoss
 from fmwiss.losses.local_pod import local_pod, merge_new
+
+Normalisation = Literal["mean", "length", "none"]
 
 
 def example(size: int = 8) -> tuple[Tensor, Tensor]:
@@ -34,17 +37,21 @@ def slow_pod(maps: Tensor, windows: tuple[int, ...]) -> list[float]:
     return values
 
 
-@pytest.mark.parametrize("normalised", [True, False])
-def test_it_agrees_with_loops_over_windows(normalised: bool) -> None:
+@pytest.mark.parametrize("normalisation", get_args(Normalisation))
+def test_it_agrees_with_loops_over_windows(normalisation: Normalisation) -> None:
     new, old = example()
     distances = []
     for b in range(2):
         first, second = (slow_pod(maps[b] ** 2, (1, 2, 4)) for maps in (new, old))
-        if normalised:
+        if normalisation == "mean":
+            squares = [float(value) ** 2 for value in old[b].flatten()]
+            mean = sum(squares) / len(squares)
+            first, second = [v / mean for v in first], [v / mean for v in second]
+        if normalisation == "length":
             lengths = [math.sqrt(sum(value * value for value in values)) for values in (first, second)]
             first, second = [v / lengths[0] for v in first], [v / lengths[1] for v in second]
         distances.append(math.sqrt(sum((a - c) ** 2 for a, c in zip(first, second, strict=True))))
-    assert LocalPODLoss((1, 2, 4), normalised)(new, old).item() == pytest.approx(sum(distances) / 2)
+    assert LocalPODLoss((1, 2, 4), normalisation)(new, old).item() == pytest.approx(sum(distances) / 2)
 
 
 def test_by_hand() -> None:
@@ -53,8 +60,20 @@ def test_by_hand() -> None:
     assert local_pod(maps, (1,)).tolist() == [[1.5, 3.5, 2.0, 3.0]]
     assert local_pod(maps, (2,)).tolist() == [[1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 4.0, 4.0]]
     # squares 1 4 / 9 16 against nothing: rows 2.5, 12.5, columns 5, 10
-    loss = LocalPODLoss((1,), normalised=False)(maps, torch.zeros_like(maps))
+    loss = LocalPODLoss((1,), "none")(maps, torch.zeros_like(maps))
     assert loss.item() == pytest.approx(math.sqrt(2.5**2 + 12.5**2 + 5**2 + 10**2))
+    # against ones, whose mean square is 1, and against twos, where it is 4: 1.5, 11.5, 4, 9 and (-1.5, 8.5, 1, 6) / 4
+    ones = LocalPODLoss((1,))(maps, torch.ones_like(maps))
+    assert ones.item() == pytest.approx(math.sqrt(1.5**2 + 11.5**2 + 16 + 81))
+    twos = LocalPODLoss((1,))(maps, torch.full_like(maps, 2.0))
+    assert twos.item() == pytest.approx(math.sqrt(1.5**2 + 8.5**2 + 1 + 36) / 4)
+
+
+def test_by_the_mean_square_no_scale_counts() -> None:
+    new, old = example()
+    loss = LocalPODLoss()
+    assert loss(1000 * new, 1000 * old).item() == pytest.approx(loss(new, old).item())
+    assert loss(torch.zeros_like(new), torch.zeros_like(old)).item() == 0.0
 
 
 def test_maps_that_cannot_be_cut_evenly_lose_nothing() -> None:
@@ -77,7 +96,7 @@ def test_new_logits_count_as_background() -> None:
     assert merge_new(logits, 2).flatten().tolist() == [8.0, 2.0]
 
 
-@pytest.mark.parametrize("normalised", [True, False])
-def test_gradient(normalised: bool) -> None:
+@pytest.mark.parametrize("normalisation", get_args(Normalisation))
+def test_gradient(normalisation: Normalisation) -> None:
     new, old = example(4)
-    assert torch.autograd.gradcheck(lambda x: LocalPODLoss((1, 2), normalised)(x, old), new.requires_grad_())
+    assert torch.autograd.gradcheck(lambda x: LocalPODLoss((1, 2), normalisation)(x, old), new.requires_grad_())

@@ -242,10 +242,18 @@ def test_plops_pseudo_labels_by_hand() -> None:
     assert method.pseudo_labels(torch.zeros(1, 2, 2, dtype=torch.long), strict)[1].tolist() == [0.0]
 
 
-@pytest.mark.parametrize(("normalised", "decoder"), [(True, False), (False, False), (False, True)])
-def test_plop(normalised: bool, decoder: bool, batch: Batch) -> None:
-    options = {"pod_normalised": normalised, "pod_decoder": decoder, "pod_windows": [1], "pod": 0.3, "pod_logits": 0.2}
-    method = make_method(PLOPConfig, **options)
+def test_plops_lowest_threshold_is_the_published_codes() -> None:
+    """There all of u lies in the first bin of 100 if it is smaller by |Y_{t-1}| log |Y_t|; its middle is .005."""
+    method = make_method(PLOPConfig)
+    found = method.eval().survey([])
+    assert found["thresholds"].tolist() == pytest.approx([0.005 * 3 * math.log(5)] * 3)
+    assert make_method(PLOPConfig, lowest_threshold=0.3).survey([])["thresholds"].tolist() == pytest.approx([0.3] * 3)
+
+
+@pytest.mark.parametrize(("normalisation", "decoder"), [("mean", True), ("length", False), ("none", False)])
+def test_plop(normalisation: str, decoder: bool, batch: Batch) -> None:
+    options = {"pod_windows": [1], "pod": 0.3, "pod_logits": 0.2, "lowest_threshold": 0.001}
+    method = make_method(PLOPConfig, pod_normalisation=normalisation, pod_decoder=decoder, **options)
     surveyed(method, batch)
     slow = Slow(method, batch)
     entropy = -(slow.q * slow.q.log()).sum(dim=1) / math.log(N_OLD)
@@ -270,16 +278,19 @@ def test_plop(normalised: bool, decoder: bool, batch: Batch) -> None:
     def pooled(maps: Tensor) -> Tensor:
         squared = maps.double() ** 2
         both = torch.cat([squared.mean(dim=3).flatten(1), squared.mean(dim=2).flatten(1)], dim=1)
-        return both / both.norm(dim=1, keepdim=True) if normalised else both
+        return both / both.norm(dim=1, keepdim=True) if normalisation == "length" else both
 
-    def distance(first: Tensor, second: Tensor) -> float:
-        return float((pooled(first) - pooled(second)).norm(dim=1).mean())
+    def distance(first: Tensor, second: Tensor, features: bool = True) -> float:
+        distances = (pooled(first) - pooled(second)).norm(dim=1)
+        if features and normalisation == "mean":
+            distances /= (second.double() ** 2).mean(dim=(1, 2, 3))
+        return float(distances.mean())
 
     factor = math.sqrt(N_ALL / 2) / (len(stages[0]) + 1)
     expected = {
         "pseudo_ce": float(terms.sum() / (slow.labels != 255).sum()),
         "pod": 0.3 * factor * sum(distance(a, b) for a, b in zip(*stages, strict=True)),
-        "pod_logits": 0.2 * factor * distance(merged, logits[1]),
+        "pod_logits": 0.2 * factor * distance(merged, logits[1], features=False),
     }
     assert losses_of(method, batch) == approx(expected)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,27 +19,35 @@ class LocalPODLoss(nn.Module):
 
     Args:
         windows: sides of the grids that a map is cut into.
-        normalised: embeddings are scaled to length 1 before they are compared.
+        normalisation: what both embeddings are divided by before they are compared. ``mean``: the mean of the old map's
+            squares in the photograph; the old map then has unit variance, as published weights expect, whatever the
+            encoder. ``length``: each by its own length. ``none``: nothing, as in the published code.
 
     Shapes:
         new, old ``(B, C, h, w)``. Returns a scalar, of at least single precision.
 
     Example:
-        >>> loss = LocalPODLoss(windows=(1,), normalised=False)
+        >>> loss = LocalPODLoss(windows=(1,), normalisation="none")
         >>> loss(torch.full((1, 1, 1, 1), 2.0), torch.ones(1, 1, 1, 1))
         tensor(4.2426)
     """
 
-    def __init__(self, windows: Sequence[int] = (1, 2, 4), normalised: bool = True) -> None:
+    def __init__(
+        self, windows: Sequence[int] = (1, 2, 4), normalisation: Literal["mean", "length", "none"] = "mean"
+    ) -> None:
         super().__init__()
         self.windows = tuple(windows)
-        self.normalised = normalised
+        self.normalisation = normalisation
 
     def forward(self, new: Tensor, old: Tensor) -> Tensor:
-        first, second = (local_pod(single(maps).square(), self.windows) for maps in (new, old))
-        if self.normalised:
+        new, old = single(new).square(), single(old).square()
+        first, second = local_pod(new, self.windows), local_pod(old, self.windows)
+        if self.normalisation == "length":
             first, second = F.normalize(first, dim=1), F.normalize(second, dim=1)
-        return torch.linalg.vector_norm(first - second, dim=1).mean()
+        distances = torch.linalg.vector_norm(first - second, dim=1)
+        if self.normalisation == "mean":
+            distances = distances / old.mean(dim=(1, 2, 3)).clamp(min=torch.finfo(old.dtype).tiny)
+        return distances.mean()
 
 
 def local_pod(maps: Tensor, windows: Sequence[int]) -> Tensor:

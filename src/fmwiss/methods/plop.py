@@ -20,6 +20,9 @@ from fmwiss.models import Segmenter
 BINS = 1000
 """Of the histograms by which medians are found: memory does not grow with the photographs."""
 
+PUBLISHED = 0.005
+"""Half a bin of the published code's histograms: its thresholds are not below (docs/methods/plop.md has the unit)."""
+
 
 class PLOP(DistillingMethod, Surveying):
     """Distillation of pooled features at every stage, and pseudo labels of the old classes where the old model is sure.
@@ -36,8 +39,14 @@ class PLOP(DistillingMethod, Surveying):
         super().__init__(student, old_model, options, freeze_batch_norm)
         self.options = options
         self.cross_entropy = PixelCrossEntropyLoss()
-        self.pod = LocalPODLoss(options.pod_windows, options.pod_normalised)
         n_seen = len(student.class_names)
+        self.pod = LocalPODLoss(options.pod_windows, options.pod_normalisation)
+        # logits have a scale of their own, that of the softmax
+        by_length = options.pod_normalisation == "length"
+        self.pod_logits = LocalPODLoss(options.pod_windows, "length" if by_length else "none")
+        self.lowest_threshold = options.lowest_threshold
+        if self.lowest_threshold is None:
+            self.lowest_threshold = min(1.0, PUBLISHED * self.n_old * math.log(n_seen))
         self.schedule = math.sqrt(n_seen / (n_seen - self.n_old))
         """Old classes weigh more the more of them there are: the root of all labels over new ones."""
         self.register_buffer("thresholds", torch.zeros(self.n_old))
@@ -53,7 +62,7 @@ class PLOP(DistillingMethod, Surveying):
             bins = (entropy[background] * BINS).long().clamp(0, BINS - 1)
             histograms += (predicted[background] * BINS + bins).bincount(minlength=len(histograms))
         medians = histogram_medians(histograms.view(self.n_old, BINS))
-        return {"thresholds": medians.clamp(min=self.options.lowest_threshold)}
+        return {"thresholds": medians.clamp(min=self.lowest_threshold)}
 
     def use_survey(self, found: Mapping[str, Tensor]) -> None:
         self.thresholds.copy_(found["thresholds"])
@@ -93,7 +102,7 @@ class PLOP(DistillingMethod, Surveying):
         mean_of_kept = self.cross_entropy(resized(logits, labels), pseudo, share[:, None, None])
         layers = len(stages) + 1
         pod = torch.stack([self.pod(new, old) for new, old in zip(stages, old_stages, strict=True)]).sum()
-        pod_logits = self.pod(merge_new(logits, self.n_old), old_logits)
+        pod_logits = self.pod_logits(merge_new(logits, self.n_old), old_logits)
         return {
             "pseudo_ce": mean_of_kept * (kept / counted),
             "pod": self.options.pod * self.schedule / layers * pod,

@@ -640,7 +640,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli, "_devices", broken)
+    monkeypatch.setattr(cli, "number_of_processes", broken)
     with pytest.raises(ZeroDivisionError):
         run(["train", Path(__file__).parents[1] / "configs/voc/15-5-overlap/fmwiss.yaml", "--data", "x", "--out", "y"])
 
@@ -653,7 +653,7 @@ def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys:
         patch.setattr(cli, "app", interrupted)
         assert run(["train"]) == 130
     assert "goes on where it was" in capsys.readouterr().err
-    monkeypatch.setattr(cli, "_devices", interrupted)  # inside a command typer takes the exception
+    monkeypatch.setattr(cli, "number_of_processes", interrupted)  # inside a command typer takes the exception
     config = Path(__file__).parents[1] / "configs/voc/15-5-overlap/fmwiss.yaml"
     assert run(["train", config, "--data", "x", "--out", "y"]) == 130
     assert "goes on where it was" in capsys.readouterr().err

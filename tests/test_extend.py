@@ -26,13 +26,13 @@ import fmwiss
 from fmwiss.cli import run
 from fmwiss.config import load_config
 from fmwiss.data.emoji import EmojiSeg
+from fmwiss.data.extension import ExtensionSource, open_masked, open_tagged, tagged_source
 from fmwiss.data.memory import MemoryBank
 from fmwiss.data.voc import VOID
 from fmwiss.errors import UserError
 from fmwiss.extension import checks, extend, trial
 from fmwiss.extension.extend import Order, Plan, carry_out, make_plan, measure
 from fmwiss.extension.settings import Wishes, negatives
-from fmwiss.extension.source import ExtensionSource, open_masked, open_tagged, tagged_source
 from fmwiss.inference import hub
 from fmwiss.inference.record import _given_model
 from fmwiss.models import foreign as foreign_reader

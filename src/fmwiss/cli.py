@@ -1,5 +1,5 @@
 """The commands ``train``, ``evaluate``, ``bench``, ``report``, ``predict``, ``export``, ``push``, ``pseudo-masks``,
-``review``, ``classes``, ``data``, ``demo`` and ``extend``.
+``review``, ``classes``, ``data``, ``weights``, ``demo`` and ``extend``.
 
 Results go to standard output, everything else to standard error. Whatever the user can set right is told in one
 sentence with exit code 2 and without a traceback. Heavy modules are imported by the commands that need them.
@@ -21,13 +21,13 @@ import typer
 from fmwiss import __version__
 from fmwiss.commands import data_sets
 from fmwiss.commands.extend import extend
+from fmwiss.commands.terminal import is_first_process, known_precision, number_of_processes, print_table, say
 from fmwiss.commands.weights import app as weights_app
 from fmwiss.endings import whose
 from fmwiss.errors import UserError, sentence_of
 
 if TYPE_CHECKING:
     import torch
-    from rich.table import Table
 
 app = typer.Typer(
     name="fmwiss",
@@ -173,7 +173,7 @@ def train(
     flags = {"training.compile": compile, "training.activation_checkpointing": activation_checkpointing}
     chosen = [{key: True for key, given in flags.items() if given}]
     experiment = load_config(config, [*(overrides or []), *chosen, *replayed], "--replay")
-    processes = _devices(devices)
+    processes = number_of_processes(devices)
     with _results_only():
         from fmwiss.training.run import train as train_run
 
@@ -184,23 +184,23 @@ def train(
             out,
             step,
             processes,
-            _precision(precision),
+            known_precision(precision),
             cache,
             base,
             review=review,
             num_nodes=num_nodes,
         )
-    if not _is_first_process():
+    if not is_first_process():
         return
     if not evaluations:
-        _say(f"{out}: nothing to do, {'every step' if step is None else f'step {step}'} is finished already.")
+        say(f"{out}: nothing to do, {'every step' if step is None else f'step {step}'} is finished already.")
     from fmwiss.reporting.tables import evaluation_table
 
     for number, evaluation in evaluations.items():
-        _print(_title(out, number, evaluation.images), evaluation_table(evaluation.as_dict()))
+        print_table(_title(out, number, evaluation.images), evaluation_table(evaluation.as_dict()))
         for split, further in _further(out, number).items():
-            _print(f"{_title(out, number, further['images'])}, {split}", evaluation_table(further))
-    _say(f"The report is {out / 'report.html'}.")
+            print_table(f"{_title(out, number, further['images'])}, {split}", evaluation_table(further))
+    say(f"The report is {out / 'report.html'}.")
 
 
 @app.command()
@@ -227,7 +227,7 @@ def evaluate(
         return
     from fmwiss.reporting.tables import evaluation_table
 
-    _print(_title(run, evaluation.step, evaluation.images), evaluation_table(evaluation.as_dict()))
+    print_table(_title(run, evaluation.step, evaluation.images), evaluation_table(evaluation.as_dict()))
 
 
 @app.command()
@@ -260,7 +260,7 @@ def bench(
     """Run a suite of experiments and seeds, and put their figures into tables."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("fmwiss bench starts the processes of its runs itself; call it once, with --devices N")
-    chosen_seeds, processes, checked_precision = _seeds(seeds), _devices(devices), _precision(precision)
+    chosen_seeds, processes, checked_precision = _seeds(seeds), number_of_processes(devices), known_precision(precision)
     with _results_only():
         from fmwiss.bench.run import Bench
         from fmwiss.bench.suite import Supervision
@@ -276,18 +276,18 @@ def bench(
             print(line)
         return
     with _results_only():
-        failures = work.run(_say)
+        failures = work.run(say)
         tables = work.tables()
     from fmwiss.bench.tables import cells, difference_cells
     from fmwiss.reporting.tables import text_table
 
     for table in tables:
-        _print(table.name, text_table(*cells(table)))
+        print_table(table.name, text_table(*cells(table)))
         if table.differences:
-            _print(f"{table.name}, differences seed by seed", text_table(*difference_cells(table)))
-    _say(f"Tables and figure are in {out}, beginning with {out / MARKDOWN}; the runs are in {out / 'runs'}.")
+            print_table(f"{table.name}, differences seed by seed", text_table(*difference_cells(table)))
+    say(f"Tables and figure are in {out}, beginning with {out / MARKDOWN}; the runs are in {out / 'runs'}.")
     for failure in failures:
-        _say(f"failed: {failure.job.title}: {failure.sentence}.")
+        say(f"failed: {failure.job.title}: {failure.sentence}.")
     if failures:
         raise UserError(f"{len(failures)} of {len(work.jobs)} jobs failed; the same command tries them again")
 
@@ -318,7 +318,7 @@ def report(
     write_report(runs, path, worst_first)
     print(path)
     if open_it and not _open(path):
-        _say(f"No browser was found to open {path}.")
+        say(f"No browser was found to open {path}.")
 
 
 @app.command()
@@ -374,15 +374,15 @@ def predict(
         for medium in media:
             if medium.is_video:
                 require_video(medium.path)
-        model = load(run, step, _device(device), precision=_precision(precision))  # type: ignore[arg-type]
+        model = load(run, step, _device(device), precision=known_precision(precision))  # type: ignore[arg-type]
         done = predict_media(model, media, Options(windows, side, batch_size, frames))  # type: ignore[arg-type]
     if as_json:
         print(json.dumps({"model": run, "class_names": model.class_names, **vars(done)}))
     if done.photographs:
         count = len(done.photographs)
-        _say(f"{_of(count, '1 prediction and its overlay are', 'predictions and as many overlays are')} in {out}.")
+        say(f"{_of(count, '1 prediction and its overlay are', 'predictions and as many overlays are')} in {out}.")
     if done.videos:
-        _say(f"{_of(len(done.videos), '1 video with its overlay is', 'videos with overlays are')} in {out}.")
+        say(f"{_of(len(done.videos), '1 video with its overlay is', 'videos with overlays are')} in {out}.")
     if done.failed:
         reasons = "; ".join(failure["reason"] for failure in done.failed)
         files = _of(len(media), "1 file", "files")
@@ -476,10 +476,10 @@ def pseudo_masks(
         raise UserError("--device is for one process, and several have one each: give it, or --devices and --num-nodes")
     experiment = load_config(config, overrides or [])
     split = split or experiment.data.train_split
-    count = None if devices is None else _devices(devices)
+    count = None if devices is None else number_of_processes(devices)
     with _results_only():
+        from fmwiss.data.extension import tagged_source
         from fmwiss.data.tags import TagIndex
-        from fmwiss.extension.source import tagged_source
         from fmwiss.pseudo_masks import check_truth, evaluate_pseudo_masks, open_pseudo_masks
         from fmwiss.reporting.pictures import save_masks, save_png, side_by_side
         from fmwiss.reporting.progress import track
@@ -513,9 +513,9 @@ def pseudo_masks(
                 masks, source, list(tags), tags, names, progress=track, processes=processes
             )
         processes.barrier()
-    if not _is_first_process():
+    if not is_first_process():
         return
-    _say(f"Masks of {len(tags)} photographs are in {out / 'masks'}, pictures of the stages in {out / 'pictures'}.")
+    say(f"Masks of {len(tags)} photographs are in {out / 'masks'}, pictures of the stages in {out / 'pictures'}.")
     if figures is None:
         return
     if as_json:
@@ -523,7 +523,7 @@ def pseudo_masks(
         return
     from fmwiss.reporting.tables import stages_table
 
-    _print(f"IoU of pseudo masks in per cent, {split}, {figures['images']} photographs", stages_table(figures))
+    print_table(f"IoU of pseudo masks in per cent, {split}, {figures['images']} photographs", stages_table(figures))
 
 
 @app.command()
@@ -620,14 +620,14 @@ def data_emoji(
         source = EmojiSeg(n_train, n_val, seed, size, shown)
         if by_class:
             write_emoji_by_class(out, source, track)
-            _say(f"{n_train} scenes are in {out}, in the folders of their main objects' classes.")
+            say(f"{n_train} scenes are in {out}, in the folders of their main objects' classes.")
             return
         write_emoji(out, source, track, layout.value)
     if layout is EmojiLayout.TAGGED:
-        _say(f"{n_train} scenes are in {out}, and their tags in {out / 'tags.csv'}.")
+        say(f"{n_train} scenes are in {out}, and their tags in {out / 'tags.csv'}.")
         return
     train_split = "train_aug" if layout is EmojiLayout.VOC else "train"
-    _say(f"{n_train} scenes in {train_split} and {n_val} in val are in {out}.")
+    say(f"{n_train} scenes in {train_split} and {n_val} in val are in {out}.")
 
 
 @data_app.command("check")
@@ -661,7 +661,7 @@ def demo(
 
     page = run_demo(out, seed)
     if open_it and not _open(page):
-        _say(f"No browser was found to open {page}.")
+        say(f"No browser was found to open {page}.")
 
 
 app.command()(extend)
@@ -695,10 +695,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         sentence = _sentence(error)
         if sentence is None:
             raise
-        _say(f"fmwiss: {whose(sentence.rstrip('.'))}.")
+        say(f"fmwiss: {whose(sentence.rstrip('.'))}.")
         return 2
     if code == INTERRUPTED:  # which typer makes of an interrupt
-        _say("fmwiss: interrupted; the same command goes on where it was.")
+        say("fmwiss: interrupted; the same command goes on where it was.")
     return code if isinstance(code, int) else 0
 
 
@@ -721,39 +721,10 @@ def _results_only() -> Iterator[None]:
         yield
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
-def _print(title: str, table: Table) -> None:
-    from rich.console import Console
-
-    print(title)
-    console = Console()
-    # where the terminal is too narrow it shall wrap lines: rich would cut figures off
-    wide = console.measure(table, options=console.options.update(width=1000)).maximum
-    console.width = max(console.width, wide)
-    console.print(table)
-
-
 def _open(page: Path) -> bool:
     import webbrowser
 
     return webbrowser.open(page.resolve().as_uri())
-
-
-def _is_first_process() -> bool:
-    from lightning_fabric.utilities.rank_zero import rank_zero_only
-
-    return getattr(rank_zero_only, "rank", 0) == 0
-
-
-def _devices(text: str) -> str | int:
-    if text == "auto":
-        return text
-    if not text.isdecimal() or int(text) == 0:
-        raise UserError(f"--devices {text}: must be auto or a number of processes from 1")
-    return int(text)
 
 
 def _seeds(text: str | None) -> list[int] | None:
@@ -763,13 +734,6 @@ def _seeds(text: str | None) -> list[int] | None:
     if not all(word.isdecimal() for word in words) or len(set(words)) < len(words):
         raise UserError(f"--seeds {text}: must be different whole numbers from 0 with commas between them, as in 0,1,2")
     return [int(word) for word in words]
-
-
-def _precision(text: str) -> str:
-    known = ("32-true", "16-mixed", "bf16-mixed", "64-true")
-    if text not in known:
-        raise UserError(f"--precision {text}: must be one of {', '.join(known)}")
-    return text
 
 
 def _device(name: str) -> torch.device:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fmwiss.commands.terminal import say
 from fmwiss.errors import UserError
 
 Out = Annotated[
@@ -53,12 +53,8 @@ def _command(name: str) -> Callable[..., None]:
             raise UserError(f"--out {out} is a file; give a folder")
         if mirror is not None and not mirror.startswith(("http://", "https://")):
             raise UserError(f"--mirror {mirror}: must begin with http:// or https://")
-        _say(f"{cost(name, out)}.")
+        say(f"{cost(name, out)}.")
         if not dry_run:
-            prepare(name, out, _say, mirror=mirror, verify=not unverified, keep=keep, track=track)
+            prepare(name, out, say, mirror=mirror, verify=not unverified, keep=keep, track=track)
 
     return command
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)

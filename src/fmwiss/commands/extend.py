@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from fmwiss.commands.terminal import is_first_process, known_precision, number_of_processes, print_table, say
 from fmwiss.errors import UserError
 
 
@@ -130,10 +131,8 @@ def extend(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show settings and estimate, and do nothing.")] = False,
 ) -> None:
     """Teach a trained model new classes from tagged photographs."""
-    from fmwiss.cli import _devices, _is_first_process, _precision, _print, _say
-
-    processes = _devices(devices)
-    checked = precision if precision == "auto" else _precision(precision)
+    processes = number_of_processes(devices)
+    checked = precision if precision == "auto" else known_precision(precision)
     if learning_rate is not None and not 0 < learning_rate < math.inf:
         raise UserError(f"--learning-rate {learning_rate}: must be a number that is greater than 0")
     with contextlib.redirect_stdout(sys.stderr):
@@ -173,33 +172,34 @@ def extend(
         )
         plan = make_plan(order)
         if plan.finished:
-            _say(f"{out}: nothing to do, step {plan.step} is finished already.")
+            say(f"{out}: nothing to do, step {plan.step} is finished already.")
             return
-        begun_with = None if _is_first_process() else recorded_precision(order)
+        begun_with = None if is_first_process() else recorded_precision(order)
         if begun_with is None:
-            _say("Trying out an iteration ...")
+            say("Trying out an iteration ...")
             plan, estimate = measure(plan)
             begun_with = estimate.precision
             table = [*rows(plan), *estimate_rows(plan, estimate, in_words)]
-    if _is_first_process():
+    if is_first_process():
         from fmwiss.reporting.tables import settings_table
 
-        _print(f"{model} + {', '.join(plan.new)} -> {out}", settings_table(table))
+        print_table(f"{model} + {', '.join(plan.new)} -> {out}", settings_table(table))
         for told in (plan.source.told_of_unknown(), plan.source.told_of_lacking(plan.new)):
             if told is not None:
-                _say(told)
+                say(told)
     if dry_run:
         return
     with contextlib.redirect_stdout(sys.stderr):
         evaluations = carry_out(plan, begun_with)
-    if not _is_first_process():
+    if not is_first_process():
         return
     from fmwiss.reporting.tables import evaluation_table
 
     for number, evaluation in evaluations.items():
         if plan.source.validation is not None:
-            _print(f"{out}, step {number}, {evaluation.images} photographs", evaluation_table(evaluation.as_dict()))
-    _say(f"The model is {out / f'step{plan.step}'}, the report {out / 'report.html'}.")
+            title = f"{out}, step {number}, {evaluation.images} photographs"
+            print_table(title, evaluation_table(evaluation.as_dict()))
+    say(f"The model is {out / f'step{plan.step}'}, the report {out / 'report.html'}.")
 
 
 def in_words(seconds: float) -> str:

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from fmwiss.commands.terminal import say
 from fmwiss.errors import UserError
 
 app = typer.Typer(help="Pretrained weights: what there is, getting, checking and converting it.", no_args_is_help=True)
@@ -57,7 +58,7 @@ def get(
         from fmwiss.reporting.progress import track
 
         entry = find_entry(name)
-        path = obtain(entry, _target(weights), _say, verify=not unverified, track=track)
+        path = obtain(entry, _target(weights), say, verify=not unverified, track=track)
     print(path)
 
 
@@ -71,7 +72,7 @@ def check(
         import fmwiss.models  # noqa: F401
         from fmwiss.foundation.obtain import check as check_file
 
-        found = check_file(file, _say)
+        found = check_file(file, say)
     if as_json:
         print(json.dumps(asdict(found)))
         return
@@ -102,7 +103,7 @@ def convert(
         from fmwiss.foundation.obtain import find_entry
 
         entry = find_entry(name) if name is not None else None
-        path = convert_file(file, _target(weights), entry, _say, verify=not unverified)
+        path = convert_file(file, _target(weights), entry, say, verify=not unverified)
     print(path)
 
 
@@ -116,7 +117,3 @@ def _target(weights: Path | None) -> Path:
     if named.exists() and not named.is_dir():
         raise UserError(f"--weights {named} is a file; give a folder")
     return named
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)

@@ -172,7 +172,7 @@ def evaluate_run(
         UserError: the run, step, split or a file does not exist or cannot be read.
     """
     from fmwiss.config import load_config
-    from fmwiss.extension.source import RECORD, judged_source
+    from fmwiss.data.extension import RECORD, judged_source
     from fmwiss.models import load_segmenter
 
     model = load_segmenter(run, step).to(device)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fmwiss.config import Config, load_config
+from fmwiss.data.extension import label_table
 from fmwiss.data.memory import MemoryBank
 from fmwiss.data.source import Source
 from fmwiss.data.voc import VOID
 from fmwiss.errors import UserError
-from fmwiss.extension.source import label_table
 from fmwiss.models import Segmenter
 from fmwiss.models.adapted import AdaptedSegmenter
 from fmwiss.models.foreign import fetch, is_foreign, open_foreign

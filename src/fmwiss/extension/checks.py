@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from fmwiss.config import TrainingConfig
+from fmwiss.data.extension import is_voc
 from fmwiss.errors import UserError
-from fmwiss.extension.source import is_voc
 from fmwiss.training.launch import build_fabric, check_hardware
 
 

@@ -17,6 +17,14 @@ from filelock import FileLock, Timeout
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 from fmwiss.config import Config, check_resumable, load_config
+from fmwiss.data.extension import (
+    RECORD,
+    TAGS_CACHE,
+    ExtensionSource,
+    open_masked,
+    open_tagged,
+    read_record,
+)
 from fmwiss.data.memory import MemoryBank
 from fmwiss.data.review import REVIEW
 from fmwiss.data.source import Source
@@ -34,14 +42,6 @@ from fmwiss.extension.base import (
 )
 from fmwiss.extension.checks import check_folder, check_machine, check_outside
 from fmwiss.extension.settings import Wishes, atrous_rates, has_gpu, learnt_from, settle, with_fitting_batch
-from fmwiss.extension.source import (
-    RECORD,
-    TAGS_CACHE,
-    ExtensionSource,
-    open_masked,
-    open_tagged,
-    read_record,
-)
 from fmwiss.extension.trial import Estimate, try_out
 from fmwiss.files import write_atomically
 from fmwiss.methods import check_methods

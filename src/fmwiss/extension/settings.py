@@ -15,10 +15,10 @@ import torch
 import yaml
 
 from fmwiss.config import Config, DataConfig, leaves, load_config, merge_overrides, show_value
+from fmwiss.data.extension import ExtensionSource
 from fmwiss.data.source import Source
 from fmwiss.errors import UserError
 from fmwiss.extension.base import Base, has_adapter
-from fmwiss.extension.source import ExtensionSource
 
 ITERATIONS = 260
 """Iterations of the student at least, as in voc-mini's steps, which settle within them."""

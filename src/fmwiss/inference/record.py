@@ -10,9 +10,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import fmwiss
+from fmwiss.data.extension import RECORD as EXTENSION
+from fmwiss.data.extension import read_record as read_extension
 from fmwiss.errors import UserError
-from fmwiss.extension.source import RECORD as EXTENSION
-from fmwiss.extension.source import read_record as read_extension
 from fmwiss.models import Architecture, Segmenter
 from fmwiss.models.adapted import AdaptedArchitecture
 from fmwiss.reporting.records import Environment, Figures

@@ -18,13 +18,13 @@ import torch
 from filelock import FileLock, Timeout
 
 from fmwiss.config import Config, load_config
+from fmwiss.data.extension import tagged_source
 from fmwiss.data.protocols import Protocol, share
 from fmwiss.data.randomness import keyed_generator
 from fmwiss.data.review import REVIEW, Decision, Review, Threshold
 from fmwiss.data.source import Source
 from fmwiss.data.tags import TagIndex
 from fmwiss.errors import UserError
-from fmwiss.extension.source import tagged_source
 from fmwiss.files import write_atomically
 from fmwiss.methods import takes_pseudo_masks
 from fmwiss.models import load_segmenter

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from fmwiss.losses import LocalPODLoss
-from fmwiss.losses.local_pod import local_pod, merge_new
-
-Normalisation = Literal["mean", "length", "none"]
-
+from fmwiss.losses.local_pod import Normalisation, local_pod, merge_new
 
 def example(size: int = 8) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)

@@ -28,7 +28,7 @@ from fmwiss.config import (
 from fmwiss.data.batches import Batch
 from fmwiss.errors import UserError
 from fmwiss.methods import PLOP, RECALL, SDR, Method, build_method, check_methods
-from fmwiss.methods.plop import BINS, histogram_medians
+from fmwiss.methods.plop import BINS, histogram_medians, published_threshold
 from fmwiss.models import Architecture, HelperDecoder, Segmenter
 
 N_OLD, N_ALL, SIZE, STRIDE = 3, 5, 48, 2
@@ -243,14 +243,17 @@ def test_plops_pseudo_labels_by_hand() -> None:
 
 
 def test_plops_lowest_threshold_is_the_published_codes() -> None:
-    """There all of u lies in the first bin of 100 if it is smaller by |Y_{t-1}| log |Y_t|; its middle is .005."""
+    """There u is smaller by |Y_{t-1}| log |Y_t| and lies in the first bin of 100, whose middle is .005."""
+    assert published_threshold(16, 21) == pytest.approx(0.2436, abs=1e-4)  # 15-5: .08 times log 21, 3.0445
+    assert published_threshold(11, 21) == pytest.approx(0.1674, abs=1e-4)
+    assert published_threshold(61, 81) == 1.0  # COCO-to-VOC: .305 times 4.394 is more than all
     method = make_method(PLOPConfig)
     found = method.eval().survey([])
     assert found["thresholds"].tolist() == pytest.approx([0.005 * 3 * math.log(5)] * 3)
     assert make_method(PLOPConfig, lowest_threshold=0.3).survey([])["thresholds"].tolist() == pytest.approx([0.3] * 3)
 
 
-@pytest.mark.parametrize(("normalisation", "decoder"), [("mean", True), ("length", False), ("none", False)])
+@pytest.mark.parametrize(("normalisation", "decoder"), [("mean", True), ("length", False), ("none", True), ("none", False)])
 def test_plop(normalisation: str, decoder: bool, batch: Batch) -> None:
     options = {"pod_windows": [1], "pod": 0.3, "pod_logits": 0.2, "lowest_threshold": 0.001}
     method = make_method(PLOPConfig, pod_normalisation=normalisation, pod_decoder=decoder, **options)

@@ -12,6 +12,9 @@ from torch.nn import functional as F
 from fmwiss.losses.distillation import single
 
 
+Normalisation = Literal["mean", "length", "none"]
+
+
 class LocalPODLoss(nn.Module):
     """Euclidean distance of two maps' local POD embeddings, mean over the photographs.
 
@@ -20,8 +23,7 @@ class LocalPODLoss(nn.Module):
     Args:
         windows: sides of the grids that a map is cut into.
         normalisation: what both embeddings are divided by before they are compared. ``mean``: the mean of the old map's
-            squares in the photograph; the old map then has unit variance, as published weights expect, whatever the
-            encoder. ``length``: each by its own length. ``none``: nothing, as in the published code.
+            squares in the photograph, so that the loss does not depend on the scale of the encoder's features. ``length``: each by its own length. ``none``: nothing, as in the published code.
 
     Shapes:
         new, old ``(B, C, h, w)``. Returns a scalar, of at least single precision.
@@ -32,9 +34,7 @@ class LocalPODLoss(nn.Module):
         tensor(4.2426)
     """
 
-    def __init__(
-        self, windows: Sequence[int] = (1, 2, 4), normalisation: Literal["mean", "length", "none"] = "mean"
-    ) -> None:
+    def __init__(self, windows: Sequence[int] = (1, 2, 4), normalisation: Normalisation = "mean") -> None:
         super().__init__()
         self.windows = tuple(windows)
         self.normalisation = normalisation

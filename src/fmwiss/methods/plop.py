@@ -44,9 +44,8 @@ class PLOP(DistillingMethod, Surveying):
         # logits have a scale of their own, that of the softmax
         by_length = options.pod_normalisation == "length"
         self.pod_logits = LocalPODLoss(options.pod_windows, "length" if by_length else "none")
-        self.lowest_threshold = options.lowest_threshold
-        if self.lowest_threshold is None:
-            self.lowest_threshold = min(1.0, PUBLISHED * self.n_old * math.log(n_seen))
+        lowest = options.lowest_threshold
+        self.lowest_threshold = published_threshold(self.n_old, n_seen) if lowest is None else lowest
         self.schedule = math.sqrt(n_seen / (n_seen - self.n_old))
         """Old classes weigh more the more of them there are: the root of all labels over new ones."""
         self.register_buffer("thresholds", torch.zeros(self.n_old))
@@ -108,6 +107,15 @@ class PLOP(DistillingMethod, Surveying):
             "pod": self.options.pod * self.schedule / layers * pod,
             "pod_logits": self.options.pod_logits * self.schedule / layers * pod_logits,
         }
+
+
+def published_threshold(n_old: int, n_seen: int) -> float:
+    """What the published code's lowest threshold comes to as a share of the largest entropy, at most 1.
+
+    Args:
+        n_old, n_seen: labels of the old model and of the student, the background among them.
+    """
+    return min(1.0, PUBLISHED * n_old * math.log(n_seen))
 
 
 def sureness(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from fmwiss.losses import LocalPODLoss
 from fmwiss.losses.local_pod import Normalisation, local_pod, merge_new
 
+
 def example(size: int = 8) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     new, old = torch.randn(2, 2, 3, size, size, generator=generator, dtype=torch.float64)

@@ -253,7 +253,9 @@ def test_plops_lowest_threshold_is_the_published_codes() -> None:
     assert make_method(PLOPConfig, lowest_threshold=0.3).survey([])["thresholds"].tolist() == pytest.approx([0.3] * 3)
 
 
-@pytest.mark.parametrize(("normalisation", "decoder"), [("mean", True), ("length", False), ("none", True), ("none", False)])
+@pytest.mark.parametrize(
+    ("normalisation", "decoder"), [("mean", True), ("length", False), ("none", True), ("none", False)]
+)
 def test_plop(normalisation: str, decoder: bool, batch: Batch) -> None:
     options = {"pod_windows": [1], "pod": 0.3, "pod_logits": 0.2, "lowest_threshold": 0.001}
     method = make_method(PLOPConfig, pod_normalisation=normalisation, pod_decoder=decoder, **options)

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from fmwiss.losses.distillation import single
 
-
 Normalisation = Literal["mean", "length", "none"]
 
 
@@ -23,7 +22,8 @@ class LocalPODLoss(nn.Module):
     Args:
         windows: sides of the grids that a map is cut into.
         normalisation: what both embeddings are divided by before they are compared. ``mean``: the mean of the old map's
-            squares in the photograph, so that the loss does not depend on the scale of the encoder's features. ``length``: each by its own length. ``none``: nothing, as in the published code.
+            squares in the photograph, so that the loss does not depend on the scale of the encoder's features.
+            ``length``: each by its own length. ``none``: nothing, as in the published code.
 
     Shapes:
         new, old ``(B, C, h, w)``. Returns a scalar, of at least single precision.

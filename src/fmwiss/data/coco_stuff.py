@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from fmwiss.data.coco import CocoFile, rasterise
+from fmwiss.data.composed import ComposedSource
 from fmwiss.data.voc import BROKEN, VOC_CLASSES, VOID, VOCSource, unreadable
 from fmwiss.errors import UserError
 from fmwiss.names import joined
@@ -262,7 +263,7 @@ class CocoSource:
         return self._numbers[image_id]
 
 
-class CocoToVOCSource:
+class CocoToVOCSource(ComposedSource):
     """COCO, of which step 0 learns, and VOC, of which the others learn: WILSON's COCO-to-VOC (CVPR 2022).
 
     The folder holds ``coco`` (:class:`CocoSource`) and ``voc`` (:class:`~fmwiss.data.voc.VOCSource`); ids begin with
@@ -333,26 +334,6 @@ class CocoToVOCSource:
     def _of(self, image_id: str) -> tuple[CocoSource | VOCSource, str]:
         name, _, rest = image_id.partition("/")
         return (self.coco if name == "coco" else self.voc), rest
-
-    def image_path(self, image_id: str) -> Path:
-        """Path of the photograph."""
-        source, rest = self._of(image_id)
-        return source.image_path(rest)
-
-    def mask_path(self, image_id: str) -> Path:
-        """Path of the mask."""
-        source, rest = self._of(image_id)
-        return source.mask_path(rest)
-
-    def image_size(self, image_id: str) -> tuple[int, int]:
-        """Height and width from the photograph's header."""
-        source, rest = self._of(image_id)
-        return source.image_size(rest)
-
-    def read_image(self, image_id: str) -> Tensor:
-        """Photograph as uint8 RGB ``(3, H, W)``."""
-        source, rest = self._of(image_id)
-        return source.read_image(rest)
 
     def has_mask(self, image_id: str) -> bool:
         """True."""

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from fmwiss.config import DataConfig
+from fmwiss.data.composed import ComposedSource
 from fmwiss.data.folder import FolderSource
 from fmwiss.data.randomness import keyed_generator
 from fmwiss.data.source import Source, open_source
@@ -33,7 +34,7 @@ PICTURES_SHOWN = 12
 VALIDATION_PREFIX, PICTURES_PREFIX = "val/", "pictures/"
 
 
-class ExtensionSource:
+class ExtensionSource(ComposedSource):
     """One data set in the model's own labels, made of two: :class:`~fmwiss.data.source.Source`.
 
     The labels are those of the model after the extension, whatever the masks call theirs. Pixels of classes that it
@@ -144,22 +145,6 @@ class ExtensionSource:
         if split not in self._lists:
             raise UserError(f"an extension has no list '{split}'; it has {' and '.join(self._lists)}")
         return list(self._lists[split])
-
-    def image_path(self, image_id: str) -> Path:
-        source, name = self._of(image_id)
-        return source.image_path(name)
-
-    def mask_path(self, image_id: str) -> Path:
-        source, name = self._of(image_id)
-        return source.mask_path(name)
-
-    def image_size(self, image_id: str) -> tuple[int, int]:
-        source, name = self._of(image_id)
-        return source.image_size(name)
-
-    def read_image(self, image_id: str) -> Tensor:
-        source, name = self._of(image_id)
-        return source.read_image(name)
 
     @property
     def has_row(self) -> frozenset[str]:

@@ -113,7 +113,8 @@ def published_threshold(n_old: int, n_seen: int) -> float:
     """What the published code's lowest threshold comes to as a share of the largest entropy, at most 1.
 
     Args:
-        n_old, n_seen: labels of the old model and of the student, the background among them.
+        n_old: labels of the old model, the background among them.
+        n_seen: labels of the student, the background among them.
     """
     return min(1.0, PUBLISHED * n_old * math.log(n_seen))
 

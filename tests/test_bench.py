@@ -33,10 +33,11 @@ from fmwiss.bench.run import Bench, minutes_of
 from fmwiss.bench.suite import Row, Suite, choose, find_suite, load_suite, resolve
 from fmwiss.bench.tables import as_csv, as_json, as_markdown
 from fmwiss.bench.worker import Place
-from fmwiss.config import load_config
+from fmwiss.config import Config, load_config
 from fmwiss.data.voc import VOCSource
 from fmwiss.errors import UserError
 from fmwiss.methods import METHODS, method_class
+from fmwiss.pseudo_masks import StoredPlusMasks, StoredPseudoMasks
 
 SUITES = Path(__file__).parents[1] / "configs" / "suites"
 BASE, NEW = ("aeroplane", "bicycle", "bird", "boat"), ("sheep", "sofa")
@@ -282,6 +283,22 @@ def test_what_is_replayed_is_part_of_a_runs_identity_and_its_place_is_not(tmp_pa
         pixel_bench(path, tmp_path / "out", tiny_voc, replay=tmp_path / "there", **options)
 
 
+def test_given_saliency_maps_are_part_of_a_runs_identity(tmp_path: Path, tiny_voc: Path) -> None:
+    maps, path = tmp_path / "maps", suite_file(tmp_path / "suite")
+    maps.mkdir()
+    (maps / "a.png").write_bytes(b"12345")
+    experiment = yaml.safe_load((path.parent / "wilson.yaml").read_text())
+    experiment["method"] = {"name": "eps", "saliency": str(maps)}
+    (path.parent / "wilson.yaml").write_text(yaml.safe_dump(experiment))
+    bench = pixel_bench(path, tmp_path / "out", tiny_voc)
+    job = next(job for job in bench.jobs if job.config.method.name == "eps")
+    bench.workspace.keep_identity(job)
+    pixel_bench(path, tmp_path / "out", tiny_voc)
+    (maps / "a.png").write_bytes(b"1234")
+    with pytest.raises(UserError, match=r"was made from other data: saliency is another one"):
+        pixel_bench(path, tmp_path / "out", tiny_voc)
+
+
 def test_a_key_that_an_earlier_version_did_not_have_counts_as_its_default(tmp_path: Path, tiny_voc: Path) -> None:
     path = suite_file(tmp_path / "suite")
     bench = pixel_bench(path, tmp_path / "out", tiny_voc)
@@ -476,6 +493,11 @@ FIRST = {0: (50.0, 20.0, 40.0), 1: (52.0, 23.0, 42.0), 2: (51.0, 21.5, 42.5)}
 SECOND = {0: (49.0, 21.0, 39.0), 1: (50.5, 20.0, 40.0)}
 
 
+def stages_of(config: Config) -> tuple[str, str, str]:
+    """What ``evaluate_pseudo_masks`` gives."""
+    return (StoredPlusMasks if config.cosegmentation.name == "fmwiss-plus" else StoredPseudoMasks).stage_names
+
+
 def pretend(job: Job, means: tuple[float, float | None, float], minutes: float = 6.0) -> None:
     """What a finished job leaves, as far as tables read it."""
     names = ("background", *BASE, *NEW)
@@ -484,7 +506,7 @@ def pretend(job: Job, means: tuple[float, float | None, float], minutes: float =
     if job.kind == "pseudo-masks":
         stages = {
             stage: {"iou": {"sheep": value - 1, "sofa": value + 1}, "miou": value}
-            for stage, value in zip(("init", "seeds", "refined"), means, strict=True)
+            for stage, value in zip(stages_of(job.config), means, strict=True)
         }
         job.folder.mkdir(parents=True)
         text = json.dumps({"split": "val", "images": 3, **stages, "minutes": minutes, "commit": "c" * 40})
@@ -655,6 +677,21 @@ def test_tables_of_pseudo_masks_show_the_stages(tmp_path: Path, tiny_voc: Path) 
     assert "| N = 9 - N = 1 | +0.0 ± 0.0 | +0.0 ± 0.0 | +1.0 ± 0.0 | 2 |" in markdown
     lines = list(csv.DictReader((tmp_path / "out/results.csv").open(newline="")))
     assert [line["mean"] for line in lines if line["figure"] == "IoU refined, sofa"] == ["34.0", "35.0"]
+
+
+def test_masks_of_both_kinds_keep_all_their_stages(tmp_path: Path, tiny_voc: Path) -> None:
+    entries = [{"name": name, "overrides": {"cosegmentation.name": name}} for name in ("fmwiss", "fmwiss-plus")]
+    group = {"name": "masks", "kind": "pseudo-masks", "config": "fmwiss.yaml", "entries": entries, "overrides": COSEG}
+    bench = Bench(str(suite_file(tmp_path, groups=[group])), Place(tiny_voc), tmp_path / "out", seeds=[0])
+    for number, job in enumerate(bench.jobs):
+        pretend(job, (30.0 + number, 32.0 + number, 34.0 + number))
+    (table,) = bench.write()
+    assert table.columns == ("init", "seeds", "propagated", "refined")
+    markdown = (tmp_path / "out/results.md").read_text()
+    assert "| fmwiss | 30.0 | 32.0 | - | 34.0 | 1 |" in markdown
+    assert "| fmwiss-plus | 31.0 | - | 33.0 | 35.0 | 1 |" in markdown
+    lines = list(csv.DictReader((tmp_path / "out/results.csv").open(newline="")))
+    assert [line["mean"] for line in lines if line["figure"] == "IoU propagated, sofa"] == ["34.0"]
 
 
 def test_what_is_finished_without_the_command_that_writes_is_shown_too(finished: tuple[Bench, Path]) -> None:

@@ -14,6 +14,7 @@ from fmwiss.cosegmentation_plus import (
     merge_views,
     patch_affinity,
     plus_maps,
+    presence,
     propagate,
     refine,
     shares,
@@ -87,6 +88,13 @@ def test_the_background_is_where_no_class_is() -> None:
     assert together[0, 2, 0].tolist() == [0.5625, 0.25, 0.0]
 
 
+def test_presence_by_hand() -> None:
+    sure, unsure = [[[0.1, 0.2]], [[0.4, -1.0]], [[-0.5, -0.1]]], [[[-0.1, -0.2]], [[-3.0, 0.0]], [[0.0, -1.0]]]
+    scores = torch.tensor([sure, unsure])
+    assert presence(scores, 2.0).flatten(1).tolist() == [[0.25, 1.0, 0.0], [1.0, 1.0, 1.0]]
+    torch.testing.assert_close(presence(scores, 0.5)[0, 0].item(), math.sqrt(0.5))
+
+
 def test_shares_by_hand() -> None:
     maps = torch.tensor([[[[0.2, 0.0]], [[0.6, 0.0]]]])
     torch.testing.assert_close(shares(maps), torch.tensor([[[[0.25, 0.0]], [[0.75, 0.0]]]]))
@@ -120,18 +128,26 @@ def minmax(values: list[float]) -> list[float]:
     return [(value - low) / (high - low) for value in values]
 
 
-@pytest.mark.parametrize(("background", "rounds"), [(None, 1), (None, 2), (1.0, 1), (3.0, 2)])
-def test_maps_agree_with_a_loop_over_patches(background: float | None, rounds: int) -> None:
+@pytest.mark.parametrize(
+    ("background", "rounds", "gamma"),
+    [(None, 1, 0.0), (None, 2, 0.0), (1.0, 1, 0.0), (3.0, 2, 0.0), (1.0, 1, 1.0), (3.0, 2, 0.5)],
+)
+def test_maps_agree_with_a_loop_over_patches(background: float | None, rounds: int, gamma: float) -> None:
     """Stage by stage, photograph by photograph."""
-    options = PlusConfig(background=background, rounds=rounds, temperature=0.2, resolution=2, pamr_iterations=0)
+    options = PlusConfig(
+        background=background, rounds=rounds, presence=gamma, temperature=0.2, resolution=2, pamr_iterations=0
+    )
     scores, features = random(2, 3, 3, 4, seed=2) * 5, F.normalize(random(2, 6, 3, 4, seed=3) - 0.5, dim=1)
     maps = plus_maps(scores.double(), features.double(), random(2, 3, 42, 56), options)
     for b in range(2):
         scaled = [minmax(scores[b, c].double().flatten().tolist()) for c in range(3)]
         torch.testing.assert_close(maps.scores[b].flatten(1), torch.tensor(scaled).double())
-        competitors = [*scaled]
+        largest = [max(scores[b, c].double().flatten().tolist()) for c in range(3)]
+        competitors = [
+            [value * (top / max(largest)) ** gamma for value in one] for one, top in zip(scaled, largest, strict=True)
+        ]
         if background is not None:
-            competitors.append([(1 - max(column)) ** background for column in zip(*scaled, strict=True)])
+            competitors.append([(1 - max(column)) ** background for column in zip(*competitors, strict=True)])
         rows = slow_affinity(patches_of(features[b].double()), 0.2)
         for _ in range(rounds):
             competitors = [

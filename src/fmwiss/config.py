@@ -264,6 +264,10 @@ class PlusConfig(_Section):
         1.0, gt=0, description="beta: (1 - largest score) ** beta competes as background in every round; null: nothing "
         "does"
     )
+    presence: float = Field(
+        0.0, ge=0, description="gamma: before they compete with the background, maps are multiplied by (largest score "
+        "of the class / of all tagged classes) ** gamma; 0: all tagged classes compete alike"
+    )
     rounds: PositiveInt = Field(1, description="times that the maps flow along the patches' similarities")
     resolution: PositiveInt = Field(7, description="places of the masks per patch, in each direction")
     pamr_iterations: int = Field(
@@ -494,6 +498,10 @@ class EPSConfig(ActivationMapConfig):
         0.4, description="a class is part of the saliency if more than this share of its places is salient"
     )
     lam: Probability = Field(0.5, description="lambda, foreground against background in the saliency that maps imply")
+    saliency: Path | None = Field(
+        None, description="folder of saliency maps of another network, a grey picture ID.png of each photograph and of "
+        "its size, 255 where something stands out; null: the foreground that the self-supervised model finds"
+    )
 
 
 class PixelConfig(_Section):

@@ -26,7 +26,17 @@ from fmwiss.config import PlusConfig
 from fmwiss.cosegmentation import scale_scores
 from fmwiss.pamr import pixel_affinity, refine_masks
 
-__all__ = ["PlusMaps", "merge_views", "patch_affinity", "plus_maps", "propagate", "refine", "shares", "with_background"]
+__all__ = [
+    "PlusMaps",
+    "merge_views",
+    "patch_affinity",
+    "plus_maps",
+    "presence",
+    "propagate",
+    "refine",
+    "shares",
+    "with_background",
+]
 
 
 class PlusMaps(NamedTuple):
@@ -105,6 +115,21 @@ def with_background(scaled: Tensor, power: float) -> Tensor:
     return torch.cat([scaled, (1 - scaled.amax(1, keepdim=True)) ** power], dim=1)
 
 
+def presence(scores: Tensor, power: float) -> Tensor:
+    """How sure the vision-language model is of a class somewhere in the photograph, beside the surest tagged class.
+
+    Args:
+        scores: ``(B, C, gh, gw)``, eq. 3 as it is, not scaled.
+        power: gamma of ``(largest score of the class / largest score of all) ** gamma``; below 0 scores count as 0.
+
+    Returns:
+        ``(B, C, 1, 1)`` in [0, 1], 1 for the surest class and, where no score is positive, for all.
+    """
+    largest = scores.amax((2, 3), keepdim=True).clamp(min=0)
+    surest = largest.amax(1, keepdim=True)
+    return torch.where(surest > 0, largest / surest, 1.0) ** power
+
+
 def shares(maps: Tensor) -> Tensor:
     """What part each of K competitors has in every place: ``(B, K, h, w)``, not negative, to sums of 1 (or 0)."""
     return maps / maps.sum(1, keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
@@ -145,7 +170,8 @@ def plus_maps(scores: Tensor, features: Tensor, images: Tensor, options: PlusCon
     grid = (scores.shape[-2], scores.shape[-1])
     scaled = scale_scores(scores, grid)
     affinity = patch_affinity(features, options.temperature)
-    flowing = scaled if options.background is None else with_background(scaled, options.background)
+    flowing = scaled * presence(scores, options.presence) if options.presence else scaled
+    flowing = flowing if options.background is None else with_background(flowing, options.background)
     for _ in range(options.rounds):
         flowing = propagate(flowing, affinity)
         flowing = flowing if options.background is None else shares(flowing)

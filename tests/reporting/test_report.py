@@ -180,6 +180,10 @@ def test_what_was_run_is_told(make_run: Any, report: Any) -> None:
         ["0", "20", "40", "0.5", "0.1", "1.5", "0.2", "1.8", "1.25"],
         ["1", "19", "40", "0.5", "0.1", "1.5", "0.2", "1.8", "1.25"],
     ]
+    assert (
+        "Step 0 learnt aeroplane, potted plant. Step 1 learnt sheep. "
+        "Instances of old classes to paste: 8 of 2 classes, 3 (potted plant) to 5 each."
+    ) in text
 
 
 # --------------------------------------------------------------------------------------------------------- the gallery

@@ -104,6 +104,7 @@ def test_step_1_from_true_masks_is_marked_as_diagnostic(run: Path, tiny_voc: Pat
     assert load_segmenter(run).class_names == ("background", *BASE, "sheep", "sofa")
     figures = json.loads((run / "step1" / "evaluation.json").read_text())
     assert figures["diagnostic"] is True
+    assert figures["pasted_instances"] == dict.fromkeys(BASE, 3)
     assert results[1].images == 8
     gallery = gallery_of(run, 1)
     assert {stage for one in gallery.training for stage in one.stages} == {"true masks"}
@@ -294,6 +295,34 @@ def test_a_locator_makes_the_masks_before_the_student_learns(
     assert not any(one.maps for one in gallery_of(out, 1).training)
 
 
+def test_eps_learns_from_the_saliency_maps_that_are_given(
+    run: Path, tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is asked of a self-supervised model, and other maps make other losses."""
+    monkeypatch.setattr("fmwiss.training.run.build_saliency", None)
+    maps, source = tmp_path / "maps", VOCSource(tiny_voc)
+    maps.mkdir()
+    method = {"name": "eps", "scales": [1.0], "locator": {"epochs": 1, "batch_size": 4}, "saliency": str(maps)}
+    config, losses = configure(experiment, method=method), {}
+    for value in (0, 255):
+        for image_id in source.ids("train_aug"):
+            Image.new("L", source.image_size(image_id)[::-1], value).save(maps / f"{image_id}.png")
+        out = tmp_path / f"eps{value}"
+        assert list(train(config, tiny_voc, None, out, base=run)) == [1]
+        assert not (out / "step1/locator/saliency").exists()
+        lines = [json.loads(line) for line in (out / "step1/locator/metrics.jsonl").read_text().splitlines()]
+        losses[value] = next(line["losses"] for line in lines if "losses" in line)
+    assert losses[0]["tags"] == losses[255]["tags"] and losses[0]["saliency"] != losses[255]["saliency"]
+    for path in maps.iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match=r"\.png: is missing, as are the saliency maps of \d+ other photographs"):
+        train(config, tiny_voc, None, tmp_path / "bare", base=run)
+    maps.rmdir()
+    with pytest.raises(UserError, match=r"method\.saliency = .*maps: is no folder"):
+        train(config, tiny_voc, None, tmp_path / "none", base=run)
+    assert not (tmp_path / "none").exists()
+
+
 def test_masks_that_are_there_are_not_made_again(
     run: Path, tiny_voc: Path, experiment: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -370,6 +399,7 @@ def test_without_a_memory_nothing_is_pasted(
     config = configure(experiment, copy_paste__bank_size=0, training__steps__epochs=1, method__warmup_epochs=0)
     assert list(train(config, tiny_voc, None, out)) == [1]
     assert not (out / "step1" / "memory_bank.safetensors").exists()
+    assert json.loads((out / "step1/evaluation.json").read_text())["pasted_instances"] == {}
 
 
 def test_no_photograph_has_the_steps_classes(

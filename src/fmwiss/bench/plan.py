@@ -32,6 +32,9 @@ IDENTITY = "identity.json"
 _FREE = ("workers", "checkpoint_every")
 """Keys that say how the work is done, not what comes of it."""
 
+_FOLDERS = ("replay", "saliency")
+"""A method's keys that name folders: what lies in them belongs to a job's identity, not where it lies."""
+
 
 @dataclass(frozen=True, eq=False)
 class Job:
@@ -173,9 +176,10 @@ class Workspace:
         }
         if config.data.tags not in ("masks", "xml", "instances"):
             identity["tags"] = _hash_of_file(Path(config.data.tags))
-        replay = whole.get("method", {}).pop("replay", None)
-        if replay is not None:
-            identity["replay"] = _hash_of_folder(Path(replay))
+        for key in _FOLDERS:
+            folder = whole.get("method", {}).pop(key, None)
+            if folder is not None:
+                identity[key] = _hash_of_folder(Path(folder))
         return dict(json.loads(json.dumps(identity)))
 
     def keep_identity(self, job: Job) -> None:
@@ -224,7 +228,7 @@ class Workspace:
                 continue  # an earlier version did not have it and did what the default says
             if key == "replay" and key not in now:
                 continue  # finished runs are shown, too, where no folder is given
-            if key in ("tags", "replay") or key.startswith("data."):
+            if key in ("tags", *_FOLDERS) or key.startswith("data."):
                 raise UserError(
                     f"{job.folder} was made from other data: {key} is another one in {self.source.root} now; give the "
                     "same data or another --out"
@@ -337,8 +341,9 @@ def _hash_of_file(path: Path) -> str:
 
 
 def _hash_of_folder(folder: Path) -> str:
-    """Of the names and sizes of the files in a folder's folders."""
-    return _hash([[path.relative_to(folder).as_posix(), _size(path)] for path in sorted(folder.glob("*/*"))])
+    """Of the names and sizes of the files in a folder and in those within it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return _hash([[path.relative_to(folder).as_posix(), _size(path)] for path in files])
 
 
 def _hash(value: Any) -> str:

@@ -17,8 +17,8 @@ from fmwiss.reporting.records import Figures
 
 MEANS = ("old", "new", "all")
 """Columns of a table of trained models."""
-STAGES = ("init", "seeds", "refined", "ceiling")
-"""Columns of a table of pseudo masks."""
+STAGES = ("init", "seeds", "propagated", "refined", "ceiling")
+"""Columns of a table of pseudo masks, those that one of its runs gave: ``fmwiss-plus`` has ``propagated`` for ``seeds``."""
 
 Values = Mapping[str, float | None]
 
@@ -195,9 +195,9 @@ def _minus(first: float | None, second: float | None) -> float | None:
 
 
 def _stages(rows: Sequence[TableRow]) -> tuple[str, ...]:
-    """Those that a run gave; the ceiling is not given for every kind of mask."""
+    """Those that a run gave; before there is one, those of the paper's masks."""
     there = {stage for row in rows for result in row.results for stage in result.figures}
-    return tuple(stage for stage in STAGES if stage in there or stage != "ceiling")
+    return tuple(stage for stage in STAGES if stage in (there or {"init", "seeds", "refined"}))
 
 
 def _read_row(row: Row, workspace: Workspace, seeds: tuple[int, ...]) -> TableRow:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fmwiss.data.coco import CocoFile, rasterise
 from fmwiss.data.composed import ComposedSource
-from fmwiss.data.voc import BROKEN, VOC_CLASSES, VOID, VOCSource, unreadable
+from fmwiss.data.voc import BROKEN, VOC_CLASSES, VOID, VOCSource, read_plane, unreadable
 from fmwiss.errors import UserError
 from fmwiss.names import joined
 
@@ -197,18 +197,8 @@ class CocoSource:
             file, number = self._file(image_id.partition("/")[0]), self._image(image_id)
             return torch.from_numpy(rasterise(file.annotations(number), self.labels, size, str(file.path)))
         path = self.mask_path(image_id)
-        try:
-            with Image.open(path) as picture:
-                mode, labels = picture.mode, np.array(picture)
-        except FileNotFoundError as error:
-            raise UserError(f"the map {path} is missing; each photograph of a list needs one") from error
-        except BROKEN as error:
-            raise unreadable(f"the map {path}", error) from error
-        if mode not in ("P", "L"):
-            raise UserError(f"the map {path} is of mode {mode}; it must be an 8-bit picture of labels")
-        if labels.shape != size:
-            shown = f"{labels.shape[1]}x{labels.shape[0]}"
-            raise UserError(f"the map {path} is {shown} pixels, its photograph {size[1]}x{size[0]}; they must be equal")
+        missing = "each photograph of a list needs one"
+        labels = read_plane("the map", path, size, missing, meant="an 8-bit picture of labels")
         strange = labels[(labels > LAST_STUFF) & (labels < VOID)]
         if strange.size:
             raise UserError(f"the map {path} holds the label {strange[0]}; labels are 0 to {LAST_STUFF} and {VOID}")

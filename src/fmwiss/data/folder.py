@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -19,7 +18,7 @@ from torch import Tensor
 from fmwiss.data.coco import CocoFile, CocoImage, rasterise
 from fmwiss.data.photographs import read_photograph
 from fmwiss.data.tag_files import TagFile, TagRow
-from fmwiss.data.voc import BROKEN, VOID, unreadable
+from fmwiss.data.voc import BROKEN, VOID, read_plane, unreadable
 from fmwiss.errors import UserError
 from fmwiss.names import joined
 
@@ -204,22 +203,7 @@ class IndexedMasks:
             UserError: the file is unreadable, is no single-channel picture, or has another size or label.
         """
         path = self.path(image_id)
-        try:
-            with Image.open(path) as picture:
-                mode, labels = picture.mode, np.array(picture)
-        except FileNotFoundError as error:
-            raise UserError(f"the mask {path} is missing; {photograph} needs one") from error
-        except BROKEN as error:
-            raise unreadable(f"the mask {path}", error) from error
-        if mode not in ("P", "L"):
-            raise UserError(f"the mask {path} is of mode {mode}; it must be an 8-bit palette or grey picture of labels")
-        if labels.shape != size:
-            height, width = labels.shape
-            turned = ", turned as its EXIF orientation says" if (width, height) == size else ""
-            raise UserError(
-                f"the mask {path} is {width}x{height} pixels, its photograph{turned} {size[1]}x{size[0]}; they must be "
-                "equal"
-            )
+        labels = read_plane("the mask", path, size, f"{photograph} needs one", upright=True)
         # In uint8 arithmetic void + 1 is 0, so that one maximum, which is fast, finds every wrong label.
         highest, last = int((labels + 1).max()) - 1, len(self.class_names)
         if highest > last:

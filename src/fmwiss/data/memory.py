@@ -239,6 +239,8 @@ class CopyPaste:
         crop: Crop = "window",
     ) -> None:
         self.archives = [(label, bank[name]) for name, label in labels.items() if bank[name]]
+        self.instances = {name: bank.count(name) for name in labels}
+        """How many there are of each class to choose from."""
         self.probability = probability
         self.scale = scale
         self.resize = resize

@@ -6,11 +6,12 @@ import difflib
 import errno
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -75,6 +76,47 @@ def unreadable(what: str, error: BaseException, perhaps: str = "truncated") -> U
     if isinstance(error, OSError) and error.strerror and error.errno not in (errno.ENOENT, errno.EINVAL):
         return UserError(f"{what} cannot be read: {error.strerror}")
     return UserError(f"{what} cannot be read, it is {perhaps} or no picture")
+
+
+def read_plane(
+    what: str,
+    path: Path,
+    size: tuple[int, int],
+    missing: str,
+    modes: Sequence[str] = ("P", "L"),
+    meant: str = "an 8-bit palette or grey picture of labels",
+    upright: bool = False,
+) -> NDArray[np.uint8]:
+    """What a picture says of every pixel of a photograph, such as its labels, uint8 ``(H, W)``.
+
+    Args:
+        what: that the picture is, as in ``the mask``.
+        path: the picture.
+        size: height and width of the photograph.
+        missing: what is said where there is no such file.
+        modes: Pillow's, that the picture may have.
+        meant: what it must be.
+        upright: the photograph is turned as its EXIF orientation says.
+
+    Raises:
+        UserError: the file is missing or unreadable, of another mode or of another size.
+    """
+    try:
+        with Image.open(path) as picture:
+            mode, values = picture.mode, np.array(picture)
+    except FileNotFoundError as error:
+        raise UserError(f"{what} {path} is missing; {missing}") from error
+    except BROKEN as error:
+        raise unreadable(f"{what} {path}", error) from error
+    if mode not in modes:
+        raise UserError(f"{what} {path} is of mode {mode}; it must be {meant}")
+    if values.shape != size:
+        height, width = values.shape
+        turned = ", turned as its EXIF orientation says" if upright and (width, height) == size else ""
+        raise UserError(
+            f"{what} {path} is {width}x{height} pixels, its photograph{turned} {size[1]}x{size[0]}; they must be equal"
+        )
+    return values
 
 
 def voc_palette() -> list[int]:
@@ -196,19 +238,8 @@ class VOCSource:
                 photograph, or holds another label.
         """
         path = self.mask_path(image_id)
-        if not path.is_file():
-            raise UserError(f"the mask {path} is missing; it may also lie in SegmentationClass")
-        try:
-            with Image.open(path) as picture:
-                mode, labels = picture.mode, np.array(picture)
-        except BROKEN as error:
-            raise unreadable(f"the mask {path}", error) from error
-        if mode not in ("P", "L"):
-            raise UserError(f"the mask {path} is of mode {mode}; it must be an 8-bit palette or grey picture of labels")
-        height, width = self.image_size(image_id)
-        if labels.shape != (height, width):
-            size = f"{labels.shape[1]}x{labels.shape[0]}"
-            raise UserError(f"the mask {path} is {size} pixels, its photograph {width}x{height}; they must be equal")
+        size = self.image_size(image_id)
+        labels = read_plane("the mask", path, size, "it may also lie in SegmentationClass")
         # In uint8 arithmetic void + 1 is 0, so that one maximum, which is fast, finds every wrong label.
         highest, last = int((labels + 1).max()) - 1, len(self.class_names)
         if highest > last:

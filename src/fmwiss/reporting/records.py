@@ -51,6 +51,8 @@ class Figures(_Record):
     iou: dict[str, float | None]
     split: str
     training_images: int
+    pasted_instances: dict[str, int] = {}
+    """How many the memory bank holds of each class that the step pastes."""
     minutes: dict[str, float]
     peak_memory_gib: float
     diagnostic: bool = False

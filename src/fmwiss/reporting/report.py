@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -185,6 +185,7 @@ def _step_facts(step: Step) -> dict[str, Any]:
     return {
         "number": step.number,
         "classes": ", ".join(step.new_classes),
+        "instances": _instances(figures.pasted_instances) if figures else "",
         "training_images": figures.training_images if figures else None,
         "iterations": start.get("iterations"),
         "seconds_per_iteration": f"{speeds[-1]:.3g}" if speeds else None,
@@ -192,6 +193,15 @@ def _step_facts(step: Step) -> dict[str, Any]:
         "peak_memory_gib": figures.peak_memory_gib if figures else None,
         "diagnostic": figures is not None and figures.diagnostic,
     }
+
+
+def _instances(counts: Mapping[str, int]) -> str:
+    """How many instances a memory bank holds, of how many classes, and the fewest and most of one; "" without one."""
+    if not counts:
+        return ""
+    fewest, most = min(counts, key=lambda name: counts[name]), max(counts.values())
+    each = f"{most} each" if counts[fewest] == most else f"{counts[fewest]} ({fewest}) to {most} each"
+    return f"{sum(counts.values())} of {len(counts)} classes, {each}"
 
 
 def _environments(run: Run) -> list[dict[str, Any]]:

@@ -18,13 +18,22 @@ from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
 from torchvision.transforms.v2.functional import resize
 
-from fmwiss.config import Config, OptimizationConfig, RECALLConfig, check_resumable, dump_config, load_config
+from fmwiss.config import (
+    Config,
+    EPSConfig,
+    OptimizationConfig,
+    RECALLConfig,
+    check_resumable,
+    dump_config,
+    load_config,
+)
 from fmwiss.data.coco_stuff import CocoToVOCSource
-from fmwiss.data.datasets import MaskDataset, PseudoMaskSource, TrueMasks, WeakDataset
+from fmwiss.data.datasets import MaskDataset, PseudoMaskSource, SaliencySource, TrueMasks, WeakDataset
 from fmwiss.data.memory import CopyPaste, MemoryBank
 from fmwiss.data.protocols import Protocol, draw, share
 from fmwiss.data.randomness import keyed_generator
 from fmwiss.data.replay import InterleavedDataset, ReplayFolder
+from fmwiss.data.saliency import SaliencyFolder
 from fmwiss.data.source import Source, open_source
 from fmwiss.data.tags import TagIndex
 from fmwiss.data.transforms import JointTransform
@@ -171,6 +180,8 @@ class _Run:
         check_methods(self.config)
         if isinstance(self.config.method, RECALLConfig) and self.config.method.replay is not None:
             ReplayFolder(self.config.method.replay, self.protocol.old(len(self.protocol.steps) - 1))
+        if isinstance(self.config.method, EPSConfig) and self.config.method.saliency is not None:
+            SaliencyFolder(self.config.method.saliency, self.source)
         self.transform = JointTransform(options.crop_size, options.resize, options.scale, options.flip, options.crop)
         self._seconds_before = 0.0
         """What processes that were interrupted spent on the present step's locator."""
@@ -319,7 +330,9 @@ class _Run:
                 "finishing": time.monotonic() - trained,
             }
             seconds["all"] = sum(seconds.values())
-            self._finish(folder, method, result, seconds, len(chosen), also)
+            copy_paste = dataset.copy_paste if isinstance(dataset, WeakDataset) else None
+            instances = copy_paste.instances if copy_paste is not None else {}
+            self._finish(folder, method, result, seconds, len(chosen), instances, also)
         self.fabric.barrier()
         return result
 
@@ -416,12 +429,14 @@ class _Run:
         result: Evaluation,
         seconds: Mapping[str, float],
         images: int,
+        instances: Mapping[str, int],
         also: Mapping[str, Evaluation],
     ) -> None:
         summary: dict[str, Any] = {
             **result.as_dict(),
             "split": self.config.data.val_split,
             "training_images": images,
+            "pasted_instances": dict(instances),
             "minutes": {name: round(value / 60, 2) for name, value in seconds.items()},
             "peak_memory_gib": round(_peak_memory_gib(self.fabric.device), 2),
             "diagnostic": self._takes_pseudo_masks(method) and self.config.cosegmentation.source == "true-masks",
@@ -642,8 +657,11 @@ class _Run:
             shutil.rmtree(folder / "state", ignore_errors=True)
         return masks
 
-    def _saliency(self, folder: Path, ids: list[str]) -> KeptMaps:
-        """Saliency maps of the photographs, from the self-supervised model that the configuration names."""
+    def _saliency(self, folder: Path, ids: list[str]) -> SaliencySource:
+        """Saliency maps of the photographs: those given, or of the self-supervised model that is configured."""
+        given = self.config.method.saliency if isinstance(self.config.method, EPSConfig) else None
+        if given is not None:
+            return SaliencyFolder(given, self.source, ids)
         options = self.config.cosegmentation.self_supervised
         maps = KeptMaps(folder, ["saliency"])
         missing = maps.missing(ids)

@@ -18,7 +18,7 @@ from fmwiss.reporting.records import Figures
 MEANS = ("old", "new", "all")
 """Columns of a table of trained models."""
 STAGES = ("init", "seeds", "propagated", "refined", "ceiling")
-"""Columns of a table of pseudo masks, those that a run of it gave: ``fmwiss-plus`` has ``propagated``, not ``seeds``."""
+"""Columns of a table of pseudo masks, those that a run gave: ``fmwiss-plus`` has ``propagated`` for ``seeds``."""
 
 Values = Mapping[str, float | None]
 

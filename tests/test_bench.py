@@ -38,6 +38,7 @@ from fmwiss.data.voc import VOCSource
 from fmwiss.errors import UserError
 from fmwiss.methods import METHODS, method_class
 from fmwiss.pseudo_masks import StoredPlusMasks, StoredPseudoMasks
+from fmwiss.reporting.pictures import save_png, side_by_side
 
 SUITES = Path(__file__).parents[1] / "configs" / "suites"
 BASE, NEW = ("aeroplane", "bicycle", "bird", "boat"), ("sheep", "sofa")
@@ -677,6 +678,28 @@ def test_tables_of_pseudo_masks_show_the_stages(tmp_path: Path, tiny_voc: Path) 
     assert "| N = 9 - N = 1 | +0.0 ± 0.0 | +0.0 ± 0.0 | +1.0 ± 0.0 | 2 |" in markdown
     lines = list(csv.DictReader((tmp_path / "out/results.csv").open(newline="")))
     assert [line["mean"] for line in lines if line["figure"] == "IoU refined, sofa"] == ["34.0", "35.0"]
+
+
+def test_pictures_of_masks_stand_beside_each_other(tmp_path: Path, tiny_voc: Path) -> None:
+    names = ("fmwiss", "fmwiss-plus")
+    entries = [{"name": name, "overrides": {"cosegmentation.name": name}} for name in names]
+    group = {"name": "Figure 5", "kind": "pseudo-masks", "config": "fmwiss.yaml", "entries": entries, "pictures": 2}
+    path = suite_file(tmp_path, groups=[{**group, "overrides": COSEG}])
+    bench = Bench(str(path), Place(tiny_voc), tmp_path / "out", seeds=[0])
+    image, mask = torch.zeros(3, 20, 30, dtype=torch.uint8), torch.ones(1, 1, 1, dtype=torch.bool)
+    for number, job in enumerate(bench.jobs):
+        pretend(job, (30.0, 32.0, 34.0))
+        for name in ("a", "b", "c")[: 3 - number]:  # one that the other entry lacks is not shown
+            drawn = side_by_side(image, dict.fromkeys(stages_of(job.config), mask), ["sofa"])
+            save_png(drawn, job.folder / "pictures" / f"{name}.png")
+    (table,) = bench.write()
+    assert table.photographs == ("a", "b") and table.sheet == "pictures-figure-5.png"
+    assert "![The masks of Figure 5](pictures-figure-5.png)" in (tmp_path / "out/results.md").read_text()
+    with Image.open(tmp_path / "out" / table.sheet) as sheet:
+        assert sheet.width == 3 * 30 + 2 * 4
+    (bench.jobs[0].folder / "pictures" / "a.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"the picture .*a\.png cannot be read, it is truncated or no picture"):
+        bench.write()
 
 
 def test_masks_of_both_kinds_keep_all_their_stages(tmp_path: Path, tiny_voc: Path) -> None:

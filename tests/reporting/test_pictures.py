@@ -14,6 +14,7 @@ from fmwiss.reporting.pictures import (
     class_colours,
     heat_map,
     label_layer,
+    last_stages,
     mask_layer,
     overlay,
     picture_indices,
@@ -21,6 +22,7 @@ from fmwiss.reporting.pictures import (
     save_masks,
     save_png,
     side_by_side,
+    stacked,
     thumbnail,
     thumbnail_size,
 )
@@ -100,6 +102,29 @@ def test_stages_stand_side_by_side_one_row_a_class() -> None:
     tinted = [round(0.45 * 100 + 0.55 * channel) for channel in class_colours(NAMES)["sofa"]]
     assert pixels[title + 10, 34 + 5].tolist() == tinted and pixels[title + 10, 34 + 25].tolist() == [100] * 3
     assert pixels[title + 10, 68 + 5].tolist() == [100] * 3 and pixels[title + 10, 68 + 25].tolist() == tinted
+
+
+def test_the_last_stages_of_several_pictures_stand_beside_the_photograph() -> None:
+    image = torch.full((3, 20, 30), 100, dtype=torch.uint8)
+    left, right = torch.tensor([[[True, False]]]), torch.tensor([[[False, True]]])
+    one = side_by_side(image, {"init": right, "seeds": right, "refined": left}, ["sofa"])
+    other = side_by_side(image, {"init": left, "refined": right}, ["sofa"])
+    picture = last_stages({"N = 1": one, "plus": other}, {"N = 1": 3, "plus": 2})
+    assert picture.width == 3 * 30 + 2 * 4 and picture.height > one.height > 20
+    pixels, middle = np.array(picture), picture.height - 10
+    tinted = [round(0.45 * 100 + 0.55 * channel) for channel in class_colours(NAMES)["sofa"]]
+    plain = [100] * 3
+    assert pixels[middle, [5, 25]].tolist() == [plain, plain]
+    assert pixels[middle, [34 + 5, 34 + 25]].tolist() == [tinted, plain]
+    assert pixels[middle, [68 + 5, 68 + 25]].tolist() == [plain, tinted]
+
+
+def test_stacked_pictures_touch_only_their_gap() -> None:
+    wide, high = Image.new("RGB", (5, 2), (255, 0, 0)), Image.new("RGB", (3, 4), (0, 0, 255))
+    pixels = np.array(stacked([wide, high]))
+    assert pixels.shape == (2 + 4 + 4, 5, 3)
+    assert (pixels[:2] == (255, 0, 0)).all() and (pixels[2:6] == 255).all()
+    assert (pixels[6:, :3] == (0, 0, 255)).all() and (pixels[6:, 3:] == 255).all()
 
 
 def test_masks_are_written_at_the_photographs_size(tmp_path: Path) -> None:

@@ -280,10 +280,14 @@ class Workspace:
         """The folder of what has this identity: the one there is, whatever it is called, or a new one of this name."""
         digest = _hash(identity)
         if digest not in self._folders:
-            slug = re.sub(r"[^a-z0-9]+", "-", name.lower())[:60].strip("-") or "entry"
             there = sorted((self.out / parent).glob(f"*-{digest}"))
-            self._folders[digest] = there[0] if there else self.out / parent / f"{slug}-{digest}"
+            self._folders[digest] = there[0] if there else self.out / parent / f"{slug(name)}-{digest}"
         return self._folders[digest]
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's: letters a to z, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower())[:60].strip("-") or "entry"
 
 
 def _base_config(config: Config) -> Config:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fmwiss.bench.plan import FIGURES, Workspace
+from fmwiss.bench.plan import FIGURES, Workspace, slug
 from fmwiss.bench.suite import PseudoMaskGroup, Row, Suite, TrainingGroup
 from fmwiss.data.protocols import Protocol
 from fmwiss.errors import UserError
@@ -145,6 +145,13 @@ class Table:
     differences: tuple[Difference, ...]
     headings: Mapping[str, str] = field(default_factory=dict)
     """Of columns that are called otherwise than they are named."""
+    photographs: tuple[str, ...] = ()
+    """Of which every entry with a run has a picture (``pictures/ID.png`` in the folder of its first one)."""
+
+    @property
+    def sheet(self) -> str:
+        """Name of the file with all of these pictures."""
+        return f"pictures-{slug(self.name)}.png"
 
     def heading(self, column: str) -> str:
         """What a column is called."""
@@ -174,7 +181,8 @@ def read_tables(
         by_name = {row.name: row for row in read}
         differences = tuple(difference(by_name[a], by_name[b], columns) for a, b in group.compare)
         curve = isinstance(group, TrainingGroup) and group.curve
-        tables.append(Table(group.name, group.note, group.kind, columns, curve, read, differences, headings))
+        shown = _photographs(read, workspace.out)
+        tables.append(Table(group.name, group.note, group.kind, columns, curve, read, differences, headings, shown))
     return tables
 
 
@@ -198,6 +206,13 @@ def _stages(rows: Sequence[TableRow]) -> tuple[str, ...]:
     """Those that a run gave; before there is one, those of the paper's masks."""
     there = {stage for row in rows for result in row.results for stage in result.figures}
     return tuple(stage for stage in STAGES if stage in (there or {"init", "seeds", "refined"}))
+
+
+def _photographs(rows: Sequence[TableRow], out: Path) -> tuple[str, ...]:
+    """Those of which the first run of every entry that has one drew a picture, in the order of their names."""
+    folders = [out / row.results[0].folder / "pictures" for row in rows if row.results]
+    names = [{path.name.removesuffix(".png") for path in folder.glob("*.png")} for folder in folders]
+    return tuple(sorted(set.intersection(*names))) if names else ()
 
 
 def _read_row(row: Row, workspace: Workspace, seeds: tuple[int, ...]) -> TableRow:

@@ -230,7 +230,23 @@ class Bench:
         tables = self.tables()
         write_tables(self.suite, self.suite_name, tables, self.out)
         write_figure(tables, self.title, self.out / FIGURE)
+        for table in tables:
+            if table.photographs:
+                _write_sheet(table, self.out)
         return tables
+
+
+def _write_sheet(table: Table, out: Path) -> None:
+    """The pictures of a table's entries beside each other, photograph by photograph."""
+    from fmwiss.reporting.pictures import last_stages, read_png, save_png, stacked
+
+    runs = {row.name: row.results[0] for row in table.rows if row.results}
+    n_stages = {name: sum(stage != "ceiling" for stage in run.figures) for name, run in runs.items()}
+    rows = []
+    for photograph in table.photographs:
+        files = {name: out / run.folder / "pictures" / f"{photograph}.png" for name, run in runs.items()}
+        rows.append(last_stages({name: read_png(path) for name, path in files.items()}, n_stages))
+    save_png(stacked(rows), out / table.sheet)
 
 
 def minutes_of(job: Job) -> float | None:

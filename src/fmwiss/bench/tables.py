@@ -195,6 +195,8 @@ def _markdown_group(table: Table) -> Iterator[str]:
     notes = [f"{row.name}: {row.note.strip()}" for row in table.rows if row.note]
     if notes:
         yield "\n".join(f"- {note}" for note in notes)
+    if table.photographs:
+        yield f"![The masks of {table.name}]({table.sheet})"
     missing = [f"{row.name} (seed {', '.join(map(str, row.missing))})" for row in table.rows if row.missing]
     if missing:
         yield f"Not finished: {', '.join(missing)}."

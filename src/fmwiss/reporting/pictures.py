@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fmwiss.data.emoji import EMOJI_CLASSES
-from fmwiss.data.voc import VOC_CLASSES, VOID, voc_palette
+from fmwiss.data.voc import BROKEN, VOC_CLASSES, VOID, unreadable, voc_palette
 from fmwiss.files import write_atomically
 
 Colour = tuple[int, int, int]
@@ -21,6 +21,8 @@ Colour = tuple[int, int, int]
 _SIGNATURE = "Software", "fmwiss"
 _OPACITY = 0.55
 _HEAT_STEPS = 128
+_GAP = 4
+"""Pixels between pictures that stand beside each other."""
 _PAPER: Colour = (255, 255, 255)
 _INK: Colour = (25, 25, 25)
 
@@ -71,6 +73,19 @@ def save_png(picture: Image.Image, path: Path) -> None:
     signed = PngInfo()
     signed.add_text(*_SIGNATURE)
     write_atomically(path, lambda temporary: picture.save(temporary, format="PNG", pnginfo=signed))
+
+
+def read_png(path: Path) -> Image.Image:
+    """A picture of :func:`save_png`'s.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except BROKEN as error:
+        raise unreadable(f"the picture {path}", error) from error
 
 
 def is_ours(path: Path) -> bool:
@@ -130,7 +145,7 @@ def side_by_side(image: Tensor, stages: Mapping[str, Tensor], names: Sequence[st
     image = image.cpu()
     photograph = _to_picture(image)
     font = _font_for(photograph)
-    line, gap = _line_height(font), 4
+    line, gap = _line_height(font), _GAP
     width, height = photograph.size
     colours = class_colours(("background", *names))
     canvas = Image.new("RGB", ((1 + len(stages)) * (width + gap) - gap, len(names) * (line + height)), _PAPER)
@@ -146,6 +161,43 @@ def side_by_side(image: Tensor, stages: Mapping[str, Tensor], names: Sequence[st
             left = column * (width + gap)
             draw.text((left + 2, top + 1), title, fill=_INK, font=font)
             canvas.paste(panel, (left, top + line))
+    return canvas
+
+
+def last_stages(pictures: Mapping[str, Image.Image], n_stages: Mapping[str, int]) -> Image.Image:
+    """One photograph with several masks of it: its picture, then the last stage in each of :func:`side_by_side`'s.
+
+    Args:
+        pictures: by what stands above its column; all are of the same photograph and classes.
+        n_stages: how many stages each of them shows.
+
+    Returns:
+        RGB, as high as the pictures and a line of text.
+    """
+    widths = {name: (picture.width + _GAP) // (1 + n_stages[name]) - _GAP for name, picture in pictures.items()}
+    name, first = next(iter(pictures.items()))
+    width, height = widths[name], first.height
+    panels = [("", first.crop((0, 0, width, height)))]
+    for name, picture in pictures.items():
+        panels.append((name, picture.crop((picture.width - widths[name], 0, picture.width, height))))
+    font = _font_for(panels[0][1])
+    line = _line_height(font)
+    canvas = Image.new("RGB", (len(panels) * (width + _GAP) - _GAP, line + height), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for column, (title, panel) in enumerate(panels):
+        draw.text((column * (width + _GAP) + 2, 1), title, fill=_INK, font=font)
+        canvas.paste(panel, (column * (width + _GAP), line))
+    return canvas
+
+
+def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures below each other, as wide as the widest."""
+    height = sum(picture.height + _GAP for picture in pictures) - _GAP
+    canvas = Image.new("RGB", (max(picture.width for picture in pictures), height), _PAPER)
+    top = 0
+    for picture in pictures:
+        canvas.paste(picture, (0, top))
+        top += picture.height + _GAP
     return canvas
 
 

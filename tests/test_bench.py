@@ -279,6 +279,8 @@ def test_what_is_replayed_is_part_of_a_runs_identity_and_its_place_is_not(tmp_pa
     again = pixel_bench(path, tmp_path / "out", tiny_voc, replay=tmp_path / "there", **options)
     assert again.jobs[-1].folder == job.folder
     assert pixel_bench(path, tmp_path / "out", tiny_voc).jobs  # a folder is not needed to show what is finished
+    (tmp_path / "there" / "ATTRIBUTION.md").write_text("no photograph")
+    pixel_bench(path, tmp_path / "out", tiny_voc, replay=tmp_path / "there", **options)
     shutil.copy(tiny_voc / "JPEGImages/val_000001.jpg", tmp_path / "there" / BASE[0])
     with pytest.raises(UserError, match=r"was made from other data: replay is another one"):
         pixel_bench(path, tmp_path / "out", tiny_voc, replay=tmp_path / "there", **options)
@@ -296,8 +298,12 @@ def test_given_saliency_maps_are_part_of_a_runs_identity(tmp_path: Path, tiny_vo
     bench.workspace.keep_identity(job)
     pixel_bench(path, tmp_path / "out", tiny_voc)
     (maps / "a.png").write_bytes(b"1234")
-    with pytest.raises(UserError, match=r"was made from other data: saliency is another one"):
+    with pytest.raises(UserError, match=r"was made from other data: saliency is another one in .*maps now"):
         pixel_bench(path, tmp_path / "out", tiny_voc)
+    shutil.rmtree(maps)
+    with pytest.raises(UserError, match=r"entry WILSON of group 15-5: method\.saliency = .*maps: is no folder"):
+        pixel_bench(path, tmp_path / "out", tiny_voc)
+    assert pixel_bench(path, tmp_path / "out", tiny_voc, only=["FMWISS"]).tables()  # what is finished is shown
 
 
 def test_a_key_that_an_earlier_version_did_not_have_counts_as_its_default(tmp_path: Path, tiny_voc: Path) -> None:
@@ -698,7 +704,7 @@ def test_pictures_of_masks_stand_beside_each_other(tmp_path: Path, tiny_voc: Pat
     with Image.open(tmp_path / "out" / table.sheet) as sheet:
         assert sheet.width == 3 * 30 + 2 * 4
     (bench.jobs[0].folder / "pictures" / "a.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"the picture .*a\.png cannot be read, it is truncated or no picture"):
+    with pytest.raises(UserError, match=r"the picture .*a\.png cannot be read, .*; remove .*seed0 to make its masks"):
         bench.write()
 
 

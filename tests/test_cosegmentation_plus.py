@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -93,6 +94,11 @@ def test_presence_by_hand() -> None:
     scores = torch.tensor([sure, unsure])
     assert presence(scores, 2.0).flatten(1).tolist() == [[0.25, 1.0, 0.0], [1.0, 1.0, 1.0]]
     torch.testing.assert_close(presence(scores, 0.5)[0, 0].item(), math.sqrt(0.5))
+
+
+def test_presence_without_a_background_is_refused() -> None:
+    with pytest.raises(ValidationError, match="presence weighs classes that compete with a background"):
+        PlusConfig(background=None, presence=1.0)
 
 
 def test_shares_by_hand() -> None:

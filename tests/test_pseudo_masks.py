@@ -768,6 +768,8 @@ class TestPlus:
             return PseudoMaskStore(tmp_path, store_identity(config, ColourNames(), ColourAttention())).folder.name
 
         plain = folder(PLUS)
+        # stores that were filled before there was such a key are found
+        assert "presence" not in store_identity(PLUS, ColourNames(), ColourAttention())["plus"]
         for drawn in ({"threshold": 0.3}, {"exclusive": False}):
             assert folder(with_options(**drawn)) == plain
         draws = {"n_seeds": 3, "k": 60, "binarize": "mass", "fusion": "none", "batch_size": 1, "init_threshold": 0.2}
@@ -780,6 +782,7 @@ class TestPlus:
                 "flip": False,
                 "temperature": 0.1,
                 "background": None,
+                "presence": 0.5,
                 "rounds": 2,
                 "resolution": 2,
                 "pamr_iterations": 0,

@@ -281,6 +281,12 @@ class PlusConfig(_Section):
     )
     threshold: float = Field(0.45, ge=0, lt=1, description="places above this are a class's")
 
+    @model_validator(mode="after")
+    def _competing(self) -> PlusConfig:
+        if self.presence and self.background is None:
+            raise ValueError("presence weighs classes that compete with a background; give background a number, too")
+        return self
+
 
 class CosegmentationConfig(_Section):
     """Equations 1-5, and what goes beyond them."""

@@ -258,7 +258,10 @@ def store_identity(
         "self_supervised": {**self_supervised.identity, "input_size": config.self_supervised.input_size},
     }
     if config.name == "fmwiss-plus":
-        return {**identity, "plus": config.plus.model_dump(mode="json", exclude=set(_DRAWN))}
+        plus = config.plus.model_dump(mode="json", exclude=set(_DRAWN))
+        if plus["presence"] == 0:  # as before there was such a key
+            del plus["presence"]
+        return {**identity, "plus": plus}
     return {**identity, "init_threshold": config.init_threshold}
 
 

@@ -68,5 +68,5 @@ def test_what_is_missing_is_told_before_anything_is_read(
         SaliencyFolder(tmp_path / "nowhere", source)
     Image.fromarray(values).save(tmp_path / f"{ID}.png")
     ids = [ID, "train_aug_000001", "train_aug_000002"]
-    with pytest.raises(UserError, match=r"train_aug_000001\.png: is missing, as are the saliency maps of 1 other"):
+    with pytest.raises(UserError, match=r"train_aug_000001\.png: is missing, the first of 2 missing saliency maps"):
         SaliencyFolder(tmp_path, source, ids)

@@ -315,8 +315,9 @@ def test_eps_learns_from_the_saliency_maps_that_are_given(
     assert losses[0]["tags"] == losses[255]["tags"] and losses[0]["saliency"] != losses[255]["saliency"]
     for path in maps.iterdir():
         path.unlink()
-    with pytest.raises(UserError, match=r"\.png: is missing, as are the saliency maps of \d+ other photographs"):
-        train(config, tiny_voc, None, tmp_path / "bare", base=run)
+    with pytest.raises(UserError, match=r"\.png: is missing, the first of \d+ missing saliency maps"):
+        train(config, tiny_voc, None, tmp_path / "bare")  # before step 0 is trained
+    assert not (tmp_path / "bare/step0").exists()
     maps.rmdir()
     with pytest.raises(UserError, match=r"method\.saliency = .*maps: is no folder"):
         train(config, tiny_voc, None, tmp_path / "none", base=run)

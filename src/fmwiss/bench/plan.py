@@ -32,8 +32,8 @@ IDENTITY = "identity.json"
 _FREE = ("workers", "checkpoint_every")
 """Keys that say how the work is done, not what comes of it."""
 
-_FOLDERS = ("replay", "saliency")
-"""A method's keys that name folders: what lies in them belongs to a job's identity, not where it lies."""
+_FOLDERS = {"replay": "*/*", "saliency": "**/*.png"}
+"""A method's keys that name folders, and what of it belongs to a job's identity."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,10 +176,10 @@ class Workspace:
         }
         if config.data.tags not in ("masks", "xml", "instances"):
             identity["tags"] = _hash_of_file(Path(config.data.tags))
-        for key in _FOLDERS:
+        for key, pattern in _FOLDERS.items():
             folder = whole.get("method", {}).pop(key, None)
-            if folder is not None:
-                identity[key] = _hash_of_folder(Path(folder))
+            if folder is not None and Path(folder).is_dir():
+                identity[key] = _hash_of_files(Path(folder), pattern)
         return dict(json.loads(json.dumps(identity)))
 
     def keep_identity(self, job: Job) -> None:
@@ -226,11 +226,12 @@ class Workspace:
                 continue
             if key not in before and key in default and now[key] == default[key]:
                 continue  # an earlier version did not have it and did what the default says
-            if key == "replay" and key not in now:
+            if key in _FOLDERS and key not in now:
                 continue  # finished runs are shown, too, where no folder is given
             if key in ("tags", *_FOLDERS) or key.startswith("data."):
+                place = getattr(job.config.method, key) if key in _FOLDERS else self.source.root
                 raise UserError(
-                    f"{job.folder} was made from other data: {key} is another one in {self.source.root} now; give the "
+                    f"{job.folder} was made from other data: {key} is another one in {place} now; give the "
                     "same data or another --out"
                 )
             name, then, wanted = key.removeprefix("config."), before.get(key), now.get(key)
@@ -344,9 +345,9 @@ def _hash_of_file(path: Path) -> str:
         ) from error
 
 
-def _hash_of_folder(folder: Path) -> str:
-    """Of the names and sizes of the files in a folder and in those within it."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+def _hash_of_files(folder: Path, pattern: str) -> str:
+    """Of the names and sizes of a folder's files."""
+    files = sorted(folder.glob(pattern))
     return _hash([[path.relative_to(folder).as_posix(), _size(path)] for path in files])
 
 

@@ -181,7 +181,8 @@ def read_tables(
         by_name = {row.name: row for row in read}
         differences = tuple(difference(by_name[a], by_name[b], columns) for a, b in group.compare)
         curve = isinstance(group, TrainingGroup) and group.curve
-        shown = _photographs(read, workspace.out)
+        alike = len({row.config.protocol.model_dump_json() for row in own}) == 1  # else masks are of other classes
+        shown = _photographs(read, workspace.out) if alike else ()
         tables.append(Table(group.name, group.note, group.kind, columns, curve, read, differences, headings, shown))
     return tables
 

@@ -244,8 +244,13 @@ def _write_sheet(table: Table, out: Path) -> None:
     n_stages = {name: sum(stage != "ceiling" for stage in run.figures) for name, run in runs.items()}
     rows = []
     for photograph in table.photographs:
-        files = {name: out / run.folder / "pictures" / f"{photograph}.png" for name, run in runs.items()}
-        rows.append(last_stages({name: read_png(path) for name, path in files.items()}, n_stages))
+        pictures = {}
+        for name, run in runs.items():
+            try:
+                pictures[name] = read_png(out / run.folder / "pictures" / f"{photograph}.png")
+            except UserError as error:
+                raise UserError(f"{error}; remove {out / run.folder} to make its masks again") from error
+        rows.append(last_stages(pictures, n_stages))
     save_png(stacked(rows), out / table.sheet)
 
 

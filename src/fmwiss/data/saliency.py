@@ -20,6 +20,14 @@ class SizedPhotographs(Protocol):
         """Height and width."""
 
 
+def check_saliency_folder(root: Path) -> None:
+    """Raise UserError where there is no such folder."""
+    if not root.is_dir():
+        raise UserError(
+            f"method.saliency = {root}: is no folder; give one with a grey picture ID.png for each photograph"
+        )
+
+
 class SaliencyFolder:
     """A folder with one grey picture for each photograph, ``ID.png``, of its size: 255 where something stands out.
 
@@ -33,17 +41,14 @@ class SaliencyFolder:
     """
 
     def __init__(self, root: Path, photographs: SizedPhotographs, ids: Iterable[str] = ()) -> None:
+        check_saliency_folder(root)
         self.root = root
         self.photographs = photographs
-        if not root.is_dir():
-            raise UserError(
-                f"method.saliency = {root}: is no folder; give one with a grey picture ID.png for each photograph"
-            )
         bare = [image_id for image_id in ids if not self._path(image_id).is_file()]
         if bare:
             raise UserError(
-                f"{self._path(bare[0])}: is missing, as are the saliency maps of {len(bare) - 1} other photographs; "
-                "every photograph of the step needs one, or leave method.saliency out"
+                f"{self._path(bare[0])}: is missing, the first of {len(bare)} missing saliency maps; every photograph "
+                "of the step needs one, or leave method.saliency out"
             )
 
     def map(self, image_id: str) -> Tensor:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fmwiss.config import EPSConfig
+from fmwiss.config import Config, EPSConfig
 from fmwiss.data.batches import Batch
+from fmwiss.data.saliency import check_saliency_folder
 from fmwiss.losses import SaliencyLoss
 from fmwiss.methods.guidance import thin
 from fmwiss.methods.offline import Locator, Offline, masked_mean, pointwise
@@ -50,3 +51,9 @@ class EPS(Offline):
     """Hard masks from maps that agree with a saliency map, learnt by the student with WILSON's segmentation loss."""
 
     locator_class = EPSLocator
+
+    @classmethod
+    def check(cls, options: EPSConfig, config: Config) -> None:
+        super().check(options, config)
+        if options.saliency is not None:
+            check_saliency_folder(options.saliency)

@@ -168,7 +168,7 @@ def last_stages(pictures: Mapping[str, Image.Image], n_stages: Mapping[str, int]
     """One photograph with several masks of it: its picture, then the last stage in each of :func:`side_by_side`'s.
 
     Args:
-        pictures: by what stands above its column; all are of the same photograph and classes.
+        pictures: by what stands above its column, as far as there is room; all are of the same photograph and classes.
         n_stages: how many stages each of them shows.
 
     Returns:
@@ -183,9 +183,10 @@ def last_stages(pictures: Mapping[str, Image.Image], n_stages: Mapping[str, int]
     font = _font_for(panels[0][1])
     line = _line_height(font)
     canvas = Image.new("RGB", (len(panels) * (width + _GAP) - _GAP, line + height), _PAPER)
-    draw = ImageDraw.Draw(canvas)
     for column, (title, panel) in enumerate(panels):
-        draw.text((column * (width + _GAP) + 2, 1), title, fill=_INK, font=font)
+        heading = Image.new("RGB", (width, line), _PAPER)
+        ImageDraw.Draw(heading).text((2, 1), title, fill=_INK, font=font)
+        canvas.paste(heading, (column * (width + _GAP), 0))
         canvas.paste(panel, (column * (width + _GAP), line))
     return canvas
 

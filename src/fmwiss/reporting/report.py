@@ -201,7 +201,7 @@ def _instances(counts: Mapping[str, int]) -> str:
         return ""
     fewest, most = min(counts, key=lambda name: counts[name]), max(counts.values())
     each = f"{most} each" if counts[fewest] == most else f"{counts[fewest]} ({fewest}) to {most} each"
-    return f"{sum(counts.values())} of {len(counts)} classes, {each}"
+    return f"{sum(counts.values())} of {len(counts)} class{'es' * (len(counts) > 1)}, {each}"
 
 
 def _environments(run: Run) -> list[dict[str, Any]]:

@@ -180,8 +180,6 @@ class _Run:
         check_methods(self.config)
         if isinstance(self.config.method, RECALLConfig) and self.config.method.replay is not None:
             ReplayFolder(self.config.method.replay, self.protocol.old(len(self.protocol.steps) - 1))
-        if isinstance(self.config.method, EPSConfig) and self.config.method.saliency is not None:
-            SaliencyFolder(self.config.method.saliency, self.source)
         self.transform = JointTransform(options.crop_size, options.resize, options.scale, options.flip, options.crop)
         self._seconds_before = 0.0
         """What processes that were interrupted spent on the present step's locator."""
@@ -222,6 +220,10 @@ class _Run:
         if self.fabric.is_global_zero:
             write_atomically(path, lambda file: file.write_text(dump_config(self.config)))
         self.fabric.barrier()
+        if self._given_saliency is not None:
+            for t in steps:
+                ids = self._candidates(t)
+                SaliencyFolder(self._given_saliency, self.source, self._photographs(t, self._tags(ids), ids))
         if self.config.data.source != "voc":  # a user's own tags: a step without photographs is told before step 0
             finished = finished_steps(self.folder)
             for t in range(len(self.protocol.steps)):
@@ -657,11 +659,14 @@ class _Run:
             shutil.rmtree(folder / "state", ignore_errors=True)
         return masks
 
+    @property
+    def _given_saliency(self) -> Path | None:
+        return self.config.method.saliency if isinstance(self.config.method, EPSConfig) else None
+
     def _saliency(self, folder: Path, ids: list[str]) -> SaliencySource:
         """Saliency maps of the photographs: those given, or of the self-supervised model that is configured."""
-        given = self.config.method.saliency if isinstance(self.config.method, EPSConfig) else None
-        if given is not None:
-            return SaliencyFolder(given, self.source, ids)
+        if self._given_saliency is not None:
+            return SaliencyFolder(self._given_saliency, self.source, ids)
         options = self.config.cosegmentation.self_supervised
         maps = KeptMaps(folder, ["saliency"])
         missing = maps.missing(ids)

@@ -695,11 +695,11 @@ def test_pictures_of_masks_stand_beside_each_other(tmp_path: Path, tiny_voc: Pat
     image, mask = torch.zeros(3, 20, 30, dtype=torch.uint8), torch.ones(1, 1, 1, dtype=torch.bool)
     for number, job in enumerate(bench.jobs):
         pretend(job, (30.0, 32.0, 34.0))
-        for name in ("a", "b", "c")[: 3 - number]:  # one that the other entry lacks is not shown
+        for name in ("a", "b/d", "c")[: 3 - number]:  # one that the other entry lacks is not shown
             drawn = side_by_side(image, dict.fromkeys(stages_of(job.config), mask), ["sofa"])
             save_png(drawn, job.folder / "pictures" / f"{name}.png")
     (table,) = bench.write()
-    assert table.photographs == ("a", "b") and table.sheet == "pictures-figure-5.png"
+    assert table.photographs == ("a", "b/d") and table.sheet == "pictures-figure-5.png"
     assert "![The masks of Figure 5](pictures-figure-5.png)" in (tmp_path / "out/results.md").read_text()
     with Image.open(tmp_path / "out" / table.sheet) as sheet:
         assert sheet.width == 3 * 30 + 2 * 4

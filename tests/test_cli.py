@@ -272,6 +272,10 @@ def recall(w: World) -> Path:
     return w.experiment_with(method={"name": "recall"})
 
 
+def eps(w: World, saliency: Path) -> Path:
+    return w.experiment_with(method={"name": "eps", "saliency": str(saliency)})
+
+
 def data_without_photographs(w: World) -> list[object]:
     (w.folder / "empty").mkdir()
     return w.train(data=w.folder / "empty")
@@ -494,6 +498,14 @@ WRONG: dict[str, tuple[Callable[[World], list[object]], str]] = {
         lambda w: w.train("--replay", w.data, config=recall(w)),
         "has no folder aeroplane; every old class needs one",
     ),
+    "no folder of saliency maps": (
+        lambda w: w.train(config=eps(w, w.folder / "none")),
+        "none: is no folder; give one with a grey picture ID.png",
+    ),
+    "saliency maps of no photograph": (
+        lambda w: w.train(config=eps(w, w.data)),
+        "missing saliency maps; every photograph of the step needs one",
+    ),
     # the experiment file
     "no experiment file": (lambda w: w.train(config=w.folder / "none.yaml"), "there is no experiment file"),
     "folder as experiment file": (lambda w: w.train(config=w.data), "cannot be read: Is a directory"),
@@ -587,6 +599,10 @@ WRONG: dict[str, tuple[Callable[[World], list[object]], str]] = {
     "prediction over a photograph": (prediction_over_a_photograph, "would overwrite the photograph"),
     "output is a file": (output_is_a_file, "out is a file where a folder is needed"),
     # class names
+    "presence without a background": (
+        lambda w: w.pseudo_masks("--set", "cosegmentation.plus={presence: 1, background: null}"),
+        "presence weighs classes that compete with a background",
+    ),
     "unknown class for pseudo masks": (lambda w: w.pseudo_masks("--classes", "shepe"), "nearest known name is 'sheep'"),
     "empty list of classes": (lambda w: w.pseudo_masks("--classes", ","), "--classes names no class"),
     "classes and step": (lambda w: w.pseudo_masks("--classes", "cat", "--step", 1), "not both"),

@@ -212,7 +212,7 @@ def _stages(rows: Sequence[TableRow]) -> tuple[str, ...]:
 def _photographs(rows: Sequence[TableRow], out: Path) -> tuple[str, ...]:
     """Those of which the first run of every entry that has one drew a picture, in the order of their names."""
     folders = [out / row.results[0].folder / "pictures" for row in rows if row.results]
-    names = [{path.name.removesuffix(".png") for path in folder.glob("*.png")} for folder in folders]
+    names = [{path.relative_to(folder).as_posix()[:-4] for path in folder.rglob("*.png")} for folder in folders]
     return tuple(sorted(set.intersection(*names))) if names else ()
 
 

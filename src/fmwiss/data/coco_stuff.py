@@ -9,12 +9,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from fmwiss.data.coco import CocoFile, rasterise
 from fmwiss.data.composed import ComposedSource
-from fmwiss.data.voc import BROKEN, VOC_CLASSES, VOID, VOCSource, read_plane, unreadable
+from fmwiss.data.voc import VOC_CLASSES, VOID, VOCSource, read_plane, read_stored, stored_size
 from fmwiss.errors import UserError
 from fmwiss.names import joined
 
@@ -160,12 +159,7 @@ class CocoSource:
         Raises:
             UserError: the file is missing, may not be read, or is no picture.
         """
-        path = self.image_path(image_id)
-        try:
-            with Image.open(path) as picture:
-                return picture.height, picture.width
-        except BROKEN as error:
-            raise unreadable(f"the photograph {path}", error, "missing") from error
+        return stored_size(self.image_path(image_id))
 
     def read_image(self, image_id: str) -> Tensor:
         """Photograph as uint8 RGB ``(3, H, W)``, as stored: COCO's maps and outlines ignore an EXIF orientation.
@@ -173,13 +167,7 @@ class CocoSource:
         Raises:
             UserError: the file is missing, may not be read, is truncated or no picture.
         """
-        path = self.image_path(image_id)
-        try:
-            with Image.open(path) as picture:
-                pixels = np.array(picture.convert("RGB"))
-        except BROKEN as error:
-            raise unreadable(f"the photograph {path}", error, "missing, truncated") from error
-        return torch.from_numpy(pixels).permute(2, 0, 1)
+        return read_stored(self.image_path(image_id))
 
     def has_mask(self, image_id: str) -> bool:
         """True: every photograph of a list has a mask; where it is missing :meth:`read_mask` says so."""

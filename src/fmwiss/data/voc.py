@@ -78,6 +78,25 @@ def unreadable(what: str, error: BaseException, perhaps: str = "truncated") -> U
     return UserError(f"{what} cannot be read, it is {perhaps} or no picture")
 
 
+def stored_size(path: Path) -> tuple[int, int]:
+    """Height and width of a photograph from its header, as stored; raises UserError if that cannot be read."""
+    try:
+        with Image.open(path) as picture:
+            return picture.height, picture.width
+    except BROKEN as error:
+        raise unreadable(f"the photograph {path}", error, "missing") from error
+
+
+def read_stored(path: Path) -> Tensor:
+    """A photograph as uint8 RGB ``(3, H, W)``, as stored; raises UserError if it cannot be read."""
+    try:
+        with Image.open(path) as picture:
+            pixels = np.array(picture.convert("RGB"))
+    except BROKEN as error:
+        raise unreadable(f"the photograph {path}", error, "missing, truncated") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
 def read_plane(
     what: str,
     path: Path,
@@ -223,12 +242,7 @@ class VOCSource:
         path = self.image_path(image_id)
         if not path.is_file():
             raise UserError(f"the photograph {path} is missing; its id is listed in a split")
-        try:
-            with Image.open(path) as picture:
-                pixels = np.array(picture.convert("RGB"))
-        except BROKEN as error:
-            raise unreadable(f"the photograph {path}", error) from error
-        return torch.from_numpy(pixels).permute(2, 0, 1)
+        return read_stored(path)
 
     def read_mask(self, image_id: str) -> Tensor:
         """Mask as uint8 ``(H, W)`` in VOC's ids: 0 background, 1-20 classes, 255 void.
@@ -265,9 +279,4 @@ class VOCSource:
         Raises:
             UserError: the file is missing, may not be read, or is no picture.
         """
-        path = self.image_path(image_id)
-        try:
-            with Image.open(path) as picture:
-                return picture.height, picture.width
-        except BROKEN as error:
-            raise unreadable(f"the photograph {path}", error, "missing") from error
+        return stored_size(self.image_path(image_id))

@@ -271,7 +271,7 @@ def test_the_search_works_from_the_disk(site: Path, chromium: Chromium) -> None:
         """(async () => {
             const field = document.querySelector("[data-md-component=search-query]");
             field.focus();
-            field.value = "warm-up";
+            field.value = "railroad";  // a word of one page alone, so that it does not depend on ranks
             field.dispatchEvent(new Event("keyup"));
             field.dispatchEvent(new Event("input"));
             for (let turn = 0; turn < 600; turn++) {
@@ -282,5 +282,5 @@ def test_the_search_works_from_the_disk(site: Path, chromium: Chromium) -> None:
             return [];
         })()"""
     )
-    assert any("methods/fmwiss.html" in link for link in found)
+    assert any("methods/eps.html" in link for link in found)
     assert [url for url in chromium.requests if not url.startswith(("file:", "data:", "about:"))] == []

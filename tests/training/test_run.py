@@ -313,12 +313,17 @@ def test_eps_learns_from_the_saliency_maps_that_are_given(
         lines = [json.loads(line) for line in (out / "step1/locator/metrics.jsonl").read_text().splitlines()]
         losses[value] = next(line["losses"] for line in lines if "losses" in line)
     assert losses[0]["tags"] == losses[255]["tags"] and losses[0]["saliency"] != losses[255]["saliency"]
+    half = configure(experiment, method=method, data__fraction=0.5)
+    train(half, tiny_voc, None, tmp_path / "half", base=run)
+    used = {path.stem for path in (tmp_path / "half/step1/locator/masks").iterdir()}
     for path in maps.iterdir():
-        path.unlink()
+        if path.stem not in used:
+            path.unlink()
+    train(half, tiny_voc, None, tmp_path / "again", base=run)  # the others need no map
     with pytest.raises(UserError, match=r"\.png: is missing, the first of \d+ missing saliency maps"):
         train(config, tiny_voc, None, tmp_path / "bare")  # before step 0 is trained
     assert not (tmp_path / "bare/step0").exists()
-    maps.rmdir()
+    shutil.rmtree(maps)
     with pytest.raises(UserError, match=r"method\.saliency = .*maps: is no folder"):
         train(config, tiny_voc, None, tmp_path / "none", base=run)
     assert not (tmp_path / "none").exists()

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from fmwiss.data.source import Source
 from fmwiss.data.voc import read_plane
 from fmwiss.errors import UserError
-
-
-class SizedPhotographs(Protocol):
-    """Photographs of which the size is known."""
-
-    def image_size(self, image_id: str) -> tuple[int, int]:
-        """Height and width."""
 
 
 def check_saliency_folder(root: Path) -> None:
@@ -33,17 +26,17 @@ class SaliencyFolder:
 
     Args:
         root: the folder.
-        photographs: those that the maps are of.
+        source: the photographs that the maps are of.
         ids: which of them will be asked for.
 
     Raises:
         UserError: there is no such folder, or one of the photographs has no map.
     """
 
-    def __init__(self, root: Path, photographs: SizedPhotographs, ids: Iterable[str] = ()) -> None:
+    def __init__(self, root: Path, source: Source, ids: Iterable[str] = ()) -> None:
         check_saliency_folder(root)
         self.root = root
-        self.photographs = photographs
+        self.source = source
         bare = [image_id for image_id in ids if not self._path(image_id).is_file()]
         if bare:
             raise UserError(
@@ -58,7 +51,7 @@ class SaliencyFolder:
             UserError: it is missing, unreadable, no grey picture of 8 bits, or not of its photograph's size.
         """
         path = self._path(image_id)
-        size = self.photographs.image_size(image_id)
+        size = self.source.image_size(image_id)
         missing = "every photograph of the step needs one"
         values = read_plane("the saliency map", path, size, missing, ("L",), "a grey picture of 8 bits")
         return torch.from_numpy(values)

@@ -223,7 +223,9 @@ class _Run:
         if self._given_saliency is not None:
             for t in steps:
                 ids = self._candidates(t)
-                SaliencyFolder(self._given_saliency, self.source, self._photographs(t, self._tags(ids), ids))
+                chosen = self._photographs(t, self._tags(ids), ids)
+                chosen = share(chosen, self.config.data.fraction, self.config.training.seed)
+                SaliencyFolder(self._given_saliency, self.source, chosen)
         if self.config.data.source != "voc":  # a user's own tags: a step without photographs is told before step 0
             finished = finished_steps(self.folder)
             for t in range(len(self.protocol.steps)):

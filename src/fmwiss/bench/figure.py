@@ -21,6 +21,9 @@ _DIAGNOSTIC = "true masks"
 _LONG_TITLE = 30
 """Letters of a title that leaves no room for the legend beside it."""
 
+_MOST_BESIDE = 4
+"""Columns whose legend leaves room for a title beside it."""
+
 
 def write_figure(tables: Sequence[Table], title: str, path: Path) -> None:
     """Draw a panel for each table, and another one for its curves, as PNG."""
@@ -86,7 +89,8 @@ def _bars(axes: Any, table: Table) -> None:
     axes.set_ylim(bottom=0)
     axes.set_ylabel("mIoU, per cent")
     # above the panel, beside its title, where no bar can be; over a long title's end it would lie
-    axes.set_title(table.name, loc="left", pad=20 if len(table.name) > _LONG_TITLE else None)
+    crowded = len(table.name) > _LONG_TITLE or len(table.columns) > _MOST_BESIDE
+    axes.set_title(table.name, loc="left", pad=20 if crowded else None)
     axes.legend(frameon=False, fontsize="small", ncols=5, loc="lower right", bbox_to_anchor=(1, 1), columnspacing=1)
 
 
